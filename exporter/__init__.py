@@ -1,0 +1,1 @@
+"""Checkpoint in, verified int4 ONNX folder out."""

@@ -1,0 +1,233 @@
+"""The manifest: the only thing that the exporter and the page share.
+
+The exporter writes ``manifest.json`` last, so its existence means that the export is whole. The page
+reads nothing else about a model. Standard library only, because it runs in the browser as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = 1
+"""Version of the manifest's shape. A reader refuses a newer one by number."""
+
+NAME = "manifest.json"
+MAX_FILE_BYTES = 1 << 30
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used. The message is a sentence for the reader."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file beside the manifest: a plain name (no folder), its size in bytes and its sha256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from. ``kind`` is hub, folder, gguf or package; ``revision`` a commit, version or sha256."""
+
+    kind: str
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shapes a runtime needs before it opens the graph. ``context`` counts tokens, ``parameters`` weights."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """Names and shape of the KV cache: float32 [1, kv_heads, tokens, head_dim] for each of ``layers``.
+
+    ``past`` and ``present`` are graph input and output names with ``{layer}`` and ``{kind}`` (key or value).
+    """
+
+    dtype: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    past: str = "past_key_values.{layer}.{kind}"
+    present: str = "present.{layer}.{kind}"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How weights are stored. ``bits`` of the linear layers, ``embedding_bits`` of the shared embedding and lm_head,
+    ``block_size`` weights share one scale, ``bits_per_weight`` is all weight bytes over all weights."""
+
+    method: str
+    bits: int
+    embedding_bits: int
+    block_size: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Defaults for sampling, as the checkpoint recommends them."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 50
+    repetition_penalty: float = 1.0
+    max_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verify measured. Differences are the largest absolute logit difference from eager torch with the same
+    weights at accuracy_level 0; perplexities are on ``text``, ``perplexity_shipped`` at accuracy_level 4."""
+
+    prefill: float
+    chunked: float
+    decode: float
+    tokens: int
+    text: str
+    perplexity_source: float
+    perplexity_shipped: float
+    perplexity_ratio: float
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The model's licence: its SPDX identifier or name, and the file that holds its text ("" if none travels)."""
+
+    name: str
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that the page knows of a model.
+
+    ``graphs`` maps a runtime ("wasm", "webgpu") to a graph's file name; each reads the same ``weights``. ``plan`` is
+    the flat plan of the CPU int4 session, "" where the model has an operator it does not know. ``files`` lists every
+    file of the export but the manifest itself.
+    """
+
+    slug: str
+    title: str
+    source: Source
+    licence: Licence
+    architecture: Architecture
+    kv: KVLayout
+    quantization: Quantization
+    generation: Generation
+    verification: Verification
+    graphs: dict[str, str]
+    weights: list[str]
+    tokenizer: str
+    eos_ids: list[int]
+    bos_token: str
+    eos_token: str
+    chat_template: str
+    files: list[File]
+    tools: dict[str, str]
+    plan: str = ""
+    format: int = FORMAT
+    top_k: int = field(default=64)
+
+    def file(self, name: str) -> File:
+        """The entry of ``name``. Raises ManifestError if the manifest does not list it."""
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise ManifestError(f"The manifest of {self.slug} does not list {name}; export the model again.")
+
+    def to_json(self) -> str:
+        """UTF-8 text with sorted keys, ending in a newline."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read and check a manifest.
+
+        Raises ManifestError for text that is not JSON, an unknown or missing key, a value of the wrong type, a newer
+        format, a file name with a folder in it, an absurd size, or a name that ``files`` does not list.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ManifestError(f"The manifest is not JSON ({error}); export the model again.") from None
+        if isinstance(data, dict) and isinstance(data.get("format"), int) and data["format"] > FORMAT:
+            raise ManifestError(f"The manifest has format {data['format']}, newer than {FORMAT}: update Handbill.")
+        manifest: Manifest = _build(cls, data, "manifest")
+        _check(manifest)
+        return manifest
+
+
+def _build(cls: Any, data: Any, where: str) -> Any:
+    """``data`` as an instance of the annotation ``cls``, checked all the way down."""
+    if dataclasses.is_dataclass(cls):
+        if not isinstance(data, dict):
+            raise ManifestError(f"The manifest's {where} should be an object; export the model again.")
+        hints = typing.get_type_hints(cls)
+        unknown = sorted(set(data) - set(hints))
+        missing = sorted(
+            f.name
+            for f in dataclasses.fields(cls)
+            if f.name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        )
+        if unknown or missing:
+            what = f"has an unknown key {unknown[0]!r}" if unknown else f"lacks the key {missing[0]!r}"
+            raise ManifestError(f"The manifest's {where} {what}; export the model again with this version.")
+        return cls(**{key: _build(hints[key], value, f"{where}.{key}") for key, value in data.items()})  # type: ignore[operator]
+    origin = typing.get_origin(cls)
+    if origin in (list, dict) and isinstance(cls, types.GenericAlias):
+        if not isinstance(data, origin):
+            raise ManifestError(f"The manifest's {where} should be a {origin.__name__}; export the model again.")
+        arguments = typing.get_args(cls)
+        if origin is list:
+            return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
+        return {str(key): _build(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if cls is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if type(data) is not cls:
+        raise ManifestError(f"The manifest's {where} should be {cls.__name__}, not {data!r}; export the model again.")
+    return data
+
+
+def _check(manifest: Manifest) -> None:
+    """What types alone do not say: plain file names, sane sizes, and that every named file is listed."""
+    for entry in manifest.files:
+        if not _PLAIN_NAME.fullmatch(entry.name):
+            raise ManifestError(f"The manifest names a file {entry.name!r}, which is not a plain file name.")
+        if not 0 < entry.bytes <= MAX_FILE_BYTES:
+            raise ManifestError(f"The manifest gives {entry.name} an impossible size of {entry.bytes} bytes.")
+        if not _SHA256.fullmatch(entry.sha256):
+            raise ManifestError(f"The manifest's sha256 of {entry.name} is not 64 hexadecimal digits.")
+    if not _PLAIN_NAME.fullmatch(manifest.slug):
+        raise ManifestError(f"The manifest's slug {manifest.slug!r} is not a plain name.")
+    optional = [name for name in (manifest.plan, manifest.licence.file) if name]
+    for name in [*manifest.graphs.values(), *manifest.weights, manifest.tokenizer, *optional]:
+        manifest.file(name)
+    if not manifest.graphs or not manifest.weights:
+        raise ManifestError("The manifest lists no graph or no weights; export the model again.")
+    shape = manifest.architecture
+    if min(shape.layers, shape.kv_heads, shape.head_dim, shape.vocabulary, shape.context) < 1:
+        raise ManifestError("The manifest's architecture has a size below 1; export the model again.")
