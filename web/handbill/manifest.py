@@ -38,7 +38,7 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from. ``kind`` is hub, folder, gguf or package; ``revision`` a commit, version or sha256."""
+    """Where weights came from: ``kind`` is hub, folder, gguf or package, ``revision`` a commit, version or sha256."""
 
     kind: str
     name: str
