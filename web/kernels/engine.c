@@ -1,0 +1,183 @@
+/* Runs a linked program: a list of operations over one shared memory, one call per step, with any number of threads.
+ *
+ * The loader (web/sessions/cpu-link.js) writes the State and the Ops; their word order is its contract with this file.
+ * Threads claim tasks of an operation from a ticket and go on when all its tasks are done; nobody waits for a thread
+ * that holds no task, so a sleeping or dead helper costs nothing. A ticket carries the step's number: a helper that is
+ * late for a step finds nothing to claim.
+ */
+#include "attention.h"
+#include "linear.h"
+
+enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, PICK, TOP_K };
+enum { ALL_TOKENS = 0, ASKED = 1 };
+
+typedef struct {
+  int32_t bits, outputs, blocks;
+  const uint8_t *values;
+  const float *scale, *offset, *bias;
+} Weights;
+
+typedef struct {
+  int32_t kind, rows; /* rows: ALL_TOKENS or ASKED */
+  union {
+    struct { Weights w; Rows y; } embed;
+    struct { Rows x, skip, sum, y; const float *bias, *weight; float epsilon; int32_t width, groups; } norm;
+    struct { Rows x; int32_t width, wide; void *values; float *scale, *sum; } quantize;
+    struct { Weights w; Activations x; Rows y; } linear;
+    struct { Rows a, b, y; int32_t activation, combine; float scalar; int32_t width; } map;
+    struct { Cache cache; Rotary rotary; Attention attention; Rows a, b; } attend; /* keys, values or queries, out */
+    struct { Rows x, y; int32_t width; } pick;
+    struct { Rows x; float *values; int32_t *ids; int32_t width, k; } top_k;
+    int32_t words[30];
+  };
+} Op;
+
+typedef struct {
+  int64_t next; /* step number << 32 | next unclaimed task */
+  int32_t done, pad;
+} Ticket;
+
+typedef struct {
+  int32_t step; /* even: a step's number, may run; odd: being written */
+  int32_t tokens, position, asked, threads, count;
+  const Op *ops;
+  Ticket *tickets;
+  const int32_t *ids;
+  uint8_t *scratch;
+  int32_t scratch_bytes, patience_seconds;
+} State;
+
+_Static_assert(sizeof(Op) == 128, "the loader writes operations of 32 words");
+_Static_assert(sizeof(State) == 48, "the loader writes a state of 12 words");
+
+INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+INLINE int lesser(int a, int b) { return a < b ? a : b; }
+INLINE int rows_of(const State *s, const Op *op) { return op->rows == ASKED ? s->asked : s->tokens; }
+
+/* How many pieces an operation falls into: enough that threads end together, not so many that claiming shows. */
+static int task_count(const State *s, const Op *op) {
+  int rows = rows_of(s, op);
+  switch (op->kind) {
+    case LINEAR: return s->threads == 1 ? 1 : lesser(op->linear.w.outputs / PANEL, s->threads * 4);
+    case ATTEND: return attention_tiles(&op->attend.cache, &op->attend.attention, rows);
+    case TOP_K: return rows;
+    case QUANTIZE: return lesser(ceil_div(rows, TILE), s->threads);
+    default: return lesser(rows, s->threads);
+  }
+}
+
+static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t *scratch) {
+  int rows = rows_of(s, op), first = rows * task / tasks, last = rows * (task + 1) / tasks;
+  switch (op->kind) {
+    case EMBED:
+      for (int r = first; r < last; r++)
+        embed(op->embed.w.bits, op->embed.w.values, op->embed.w.scale, op->embed.w.offset, op->embed.w.blocks,
+              s->ids[r], op->embed.y.at + r * op->embed.y.row_floats);
+      return;
+    case NORM:
+      return rms_norm(op->norm.x, op->norm.skip, op->norm.bias, op->norm.weight, op->norm.epsilon, op->norm.sum,
+                      op->norm.y, op->norm.width, op->norm.groups, first, last);
+    case QUANTIZE: {
+      int stride = rows == 1 ? 1 : TILE, tiles = ceil_div(rows, stride);
+      return quantize(op->quantize.x, op->quantize.width, op->quantize.values, op->quantize.scale, op->quantize.sum,
+                      op->quantize.wide, stride, rows, tiles * task / tasks, tiles * (task + 1) / tasks);
+    }
+    case LINEAR: {
+      const Weights *w = &op->linear.w;
+      int panels = w->outputs / PANEL;
+      return linear(w->bits, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
+                    op->linear.y.row_floats, rows, w->blocks, panels * task / tasks, panels * (task + 1) / tasks,
+                    scratch);
+    }
+    case MAP:
+      return map(op->map.activation, op->map.a, op->map.combine, op->map.b, op->map.scalar, op->map.y, op->map.width,
+                 first, last);
+    case STORE_KV:
+      return store_kv(&op->attend.cache, &op->attend.rotary, op->attend.a, op->attend.b, s->position, first, last);
+    case ATTEND:
+      return attend(&op->attend.cache, &op->attend.rotary, &op->attend.attention, op->attend.a, op->attend.b, rows,
+                    s->position, task, scratch);
+    case PICK:
+      for (int r = first; r < last; r++) {
+        const float *from = op->pick.x.at + (s->tokens - s->asked + r) * op->pick.x.row_floats;
+        for (int i = 0; i < op->pick.width; i += 4) store(op->pick.y.at + r * op->pick.y.row_floats + i, load(from + i));
+      }
+      return;
+    case TOP_K:
+      return top_k(op->top_k.x.at + task * op->top_k.x.row_floats, op->top_k.width, op->top_k.k,
+                   op->top_k.values + task * op->top_k.k, op->top_k.ids + task * op->top_k.k);
+  }
+}
+
+/* The next task of a ticket, or -1 if all are claimed or the step is over. */
+static int claim(Ticket *ticket, int32_t step, int tasks) {
+  int64_t seen = __atomic_load_n(&ticket->next, __ATOMIC_ACQUIRE);
+  while ((int32_t)(seen >> 32) == step && (int32_t)seen < tasks)
+    if (__atomic_compare_exchange_n(&ticket->next, &seen, seen + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+      return (int32_t)seen;
+  return -1;
+}
+
+enum { SPINS = 2000 };
+
+/* Runs the step that `now` is a copy of; `shared` tells whether it is still the current one. 0, or 1 if a thread that
+ * holds a task has not answered for as long as the state's patience. */
+static int run(State *shared, const State *now, int thread) {
+  uint8_t *scratch = now->scratch + thread * now->scratch_bytes;
+  for (int i = 0; i < now->count; i++) {
+    const Op *op = now->ops + i;
+    int tasks = task_count(now, op);
+    if (now->threads == 1) {
+      for (int task = 0; task < tasks; task++) run_task(now, op, task, tasks, scratch);
+      continue;
+    }
+    Ticket *ticket = now->tickets + i;
+    for (int task; (task = claim(ticket, now->step, tasks)) >= 0;) {
+      run_task(now, op, task, tasks, scratch);
+      if (__atomic_add_fetch(&ticket->done, 1, __ATOMIC_ACQ_REL) == tasks)
+        __builtin_wasm_memory_atomic_notify(&ticket->done, -1);
+    }
+    for (int spins = 0, waits = 0;;) {
+      int32_t done = __atomic_load_n(&ticket->done, __ATOMIC_ACQUIRE);
+      if (done == tasks) break;
+      if (__atomic_load_n(&shared->step, __ATOMIC_ACQUIRE) != now->step) return 0;
+      if (spins++ < SPINS) continue;
+      if (waits++ == now->patience_seconds * 10) return 1;
+      __builtin_wasm_memory_atomic_wait32(&ticket->done, done, 100 * 1000 * 1000);
+    }
+  }
+  return 0;
+}
+
+/* One step over the ids the loader has put in place: 0 when done, 1 when a helper died in the middle of its task. */
+int EXPORT(step)(State *s, int tokens, int position, int asked) {
+  int32_t number = s->step;
+  if (s->threads > 1) __atomic_store_n(&s->step, number + 1, __ATOMIC_SEQ_CST);
+  s->tokens = tokens, s->position = position, s->asked = asked;
+  if (s->threads > 1) {
+    number += 2;
+    for (int i = 0; i < s->count; i++) {
+      __atomic_store_n(&s->tickets[i].done, 0, __ATOMIC_SEQ_CST);
+      __atomic_store_n(&s->tickets[i].next, (int64_t)number << 32, __ATOMIC_SEQ_CST);
+    }
+    __atomic_store_n(&s->step, number, __ATOMIC_SEQ_CST);
+    __builtin_wasm_memory_atomic_notify(&s->step, -1);
+  }
+  State now = *s;
+  return run(s, &now, 0);
+}
+
+/* A helper's life: sleep until a step begins, help, sleep again. Ends only with its worker. */
+void EXPORT(serve)(State *s, int thread) {
+  for (int32_t last = 0;;) {
+    int32_t number = __atomic_load_n(&s->step, __ATOMIC_SEQ_CST);
+    if (number == last || number & 1) {
+      __builtin_wasm_memory_atomic_wait32(&s->step, number, -1);
+      continue;
+    }
+    State now = *s;
+    if (__atomic_load_n(&s->step, __ATOMIC_SEQ_CST) != number || now.step != number) continue;
+    last = number;
+    run(s, &now, thread);
+  }
+}

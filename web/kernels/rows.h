@@ -1,0 +1,30 @@
+/* Work on rows of float32 activations: [rows][row_floats], one row per token. */
+#pragma once
+#include "simd.h"
+
+typedef struct {
+  float *at;
+  int row_floats; /* distance between rows; 0 repeats one row for every token */
+} Rows;
+
+enum { PLAIN = 0, SILU = 1, GELU_TANH = 2, GELU_ERF = 3, SIGMOID = 4, TANH = 5, RELU = 6 };
+enum { ALONE = 0, TIMES = 1, PLUS = 2, MINUS = 3, OVER = 4 };
+
+/* y = norm(x + skip + bias) * weight over `groups` runs of `width` per row; x + skip + bias is kept in `sum` if that
+ * is not null. `skip.at` and `bias` may be null. */
+void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float epsilon, Rows sum, Rows y, int width,
+              int groups, int first, int last);
+
+/* Rows as block-quantized activations (linear.h) in tiles [first, last) of `stride` tokens; `wide` asks for int16.
+ * Columns past `width`, up to the end of the last block, count as zero. */
+void quantize(Rows x, int width, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
+              int last);
+
+/* y = activation(a) combined with b (or with `scalar` where b.at is null). */
+void map(int activation, Rows a, int combine, Rows b, float scalar, Rows y, int width, int first, int last);
+
+/* One row of packed weights (linear.h) as float32: the embedding of token `id`. */
+void embed(int bits, const uint8_t *w, const float *s, const float *z, int blocks, int id, float *y);
+
+/* The `k` largest of x[0, n) with their indices, largest first, the lower index first among equals. */
+void top_k(const float *x, int n, int k, float *values, int32_t *ids);

@@ -1,0 +1,92 @@
+/* Four-lane helpers over WebAssembly SIMD.
+ *
+ * HB_RELAXED is defined for the build that may use relaxed SIMD (fused multiply-add, 8-bit dot products). The plain
+ * build computes the same with the instructions every browser since 2021 has. No libc, no globals: whatever a kernel
+ * needs is passed in, so that any number of threads can run it over one memory.
+ */
+#pragma once
+#include <stdint.h>
+#include <wasm_simd128.h>
+
+typedef v128_t vec;
+
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT(name) __attribute__((export_name(#name), visibility("default"))) name
+#define UNROLL _Pragma("clang loop unroll(full)")
+
+enum { BLOCK = 32, PANEL = 8, TILE = 4 }; /* weights per scale, outputs per panel, tokens per tile */
+
+INLINE vec f_splat(float x) { return wasm_f32x4_splat(x); }
+INLINE vec load(const void *p) { return wasm_v128_load(p); }
+INLINE void store(void *p, vec v) { wasm_v128_store(p, v); }
+INLINE vec splat32(const void *p) { return wasm_v128_load32_splat(p); }
+
+INLINE vec f_madd(vec a, vec b, vec c) {
+#ifdef HB_RELAXED
+  return wasm_f32x4_relaxed_madd(a, b, c);
+#else
+  return wasm_f32x4_add(wasm_f32x4_mul(a, b), c);
+#endif
+}
+
+INLINE float f_sum(vec v) {
+  return (wasm_f32x4_extract_lane(v, 0) + wasm_f32x4_extract_lane(v, 2)) +
+         (wasm_f32x4_extract_lane(v, 1) + wasm_f32x4_extract_lane(v, 3));
+}
+
+INLINE float f_top(vec v) {
+  v = wasm_f32x4_pmax(v, wasm_i32x4_shuffle(v, v, 2, 3, 0, 1));
+  v = wasm_f32x4_pmax(v, wasm_i32x4_shuffle(v, v, 1, 0, 3, 2));
+  return wasm_f32x4_extract_lane(v, 0);
+}
+
+/* e^x, relative error below 2e-7 (Cephes expf: two-part ln 2 and a degree-5 polynomial). x is clamped to [-60, 88]:
+ * further down the results of a softmax turn into denormals, which made attention two to six times as slow. */
+INLINE vec f_exp(vec x) {
+  x = wasm_f32x4_pmin(wasm_f32x4_pmax(x, f_splat(-60.f)), f_splat(88.f));
+  vec n = wasm_f32x4_nearest(wasm_f32x4_mul(x, f_splat(1.44269504f)));
+  vec r = f_madd(n, f_splat(-0.693359375f), x);
+  r = f_madd(n, f_splat(2.12194440e-4f), r);
+  vec y = f_splat(1.9875691500e-4f);
+  y = f_madd(y, r, f_splat(1.3981999507e-3f));
+  y = f_madd(y, r, f_splat(8.3334519073e-3f));
+  y = f_madd(y, r, f_splat(4.1665795894e-2f));
+  y = f_madd(y, r, f_splat(1.6666665459e-1f));
+  y = f_madd(y, r, f_splat(5.0000001201e-1f));
+  y = f_madd(y, wasm_f32x4_mul(r, r), wasm_f32x4_add(r, f_splat(1.f)));
+  vec power = wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23);
+  return wasm_f32x4_mul(y, power);
+}
+
+INLINE vec f_sigmoid(vec x) {
+  return wasm_f32x4_div(f_splat(1.f), wasm_f32x4_add(f_splat(1.f), f_exp(wasm_f32x4_neg(x))));
+}
+
+/* tanh x = 2 sigmoid(2x) - 1; absolute error below 3e-7, which is what soft-capping and GELU need. */
+INLINE vec f_tanh(vec x) {
+  return wasm_f32x4_sub(wasm_f32x4_mul(f_splat(2.f), f_sigmoid(wasm_f32x4_add(x, x))), f_splat(1.f));
+}
+
+/* erf x after Abramowitz and Stegun 7.1.26, absolute error below 5e-7. */
+INLINE vec f_erf(vec x) {
+  vec a = wasm_f32x4_abs(x);
+  vec t = wasm_f32x4_div(f_splat(1.f), f_madd(a, f_splat(0.3275911f), f_splat(1.f)));
+  vec y = f_splat(1.061405429f);
+  y = f_madd(y, t, f_splat(-1.453152027f));
+  y = f_madd(y, t, f_splat(1.421413741f));
+  y = f_madd(y, t, f_splat(-0.284496736f));
+  y = f_madd(y, t, f_splat(0.254829592f));
+  y = wasm_f32x4_mul(wasm_f32x4_mul(y, t), f_exp(wasm_f32x4_neg(wasm_f32x4_mul(a, a))));
+  y = wasm_f32x4_sub(f_splat(1.f), y);
+  vec sign = wasm_v128_and(x, wasm_i32x4_splat((int32_t)0x80000000));
+  return wasm_v128_or(y, sign);
+}
+
+/* IEEE half to float, subnormals included: shift the bits into place and let one multiplication by 2^112 set the
+ * exponent; infinities and NaN do not occur in weights (the loader refuses them by their effect: a NaN logit). */
+INLINE float half_to_float(uint16_t h) {
+  union { uint32_t u; float f; } bits = {(uint32_t)(h & 0x7fff) << 13};
+  bits.f *= 0x1p112f;
+  bits.u |= (uint32_t)(h & 0x8000) << 16;
+  return bits.f;
+}
