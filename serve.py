@@ -307,12 +307,12 @@ def main() -> int:
         print(f"serve: cannot listen on {HOST}: {error}", file=sys.stderr)
         return 1
     with server:
-        if arguments.port not in (0, server.server_address[1]):
-            print(f"serve: port {arguments.port} is taken, so another one was chosen.")
-        print(f"Handbill is at {server.address} (Ctrl-C ends it)", flush=True)
-        if arguments.open:
-            webbrowser.open(server.address)
         try:
+            if arguments.port not in (0, server.server_address[1]):
+                print(f"serve: port {arguments.port} is taken, so another one was chosen.")
+            print(f"Handbill is at {server.address} (Ctrl-C ends it)", flush=True)
+            if arguments.open:
+                webbrowser.open(server.address)
             server.serve_forever()
         except KeyboardInterrupt:
             print()

@@ -263,7 +263,10 @@ def test_unchanged_files_cost_no_body(server: serve.Server, site: Path) -> None:
 def test_head_has_the_headers_of_get_and_no_body(server: serve.Server) -> None:
     reply = ask(server, "/blob.bin", method="HEAD")
     assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "2048")
-    assert ask(server, "/absent", method="HEAD").status == 404
+    host = f"Host: 127.0.0.1:{server.server_address[1]}\r\nConnection: close\r\n\r\n".encode()
+    refused = raw(server, b"HEAD /absent HTTP/1.1\r\n" + host)
+    assert refused.startswith(b"HTTP/1.1 404 ")
+    assert refused.endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"])
@@ -279,6 +282,7 @@ def test_a_body_is_not_taken_for_the_next_request(server: serve.Server) -> None:
 
 
 def test_a_silent_client_is_let_go(server: serve.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serve.Handler.timeout == serve.TIMEOUT
     monkeypatch.setattr(serve.Handler, "timeout", 0.05)
     with socket.create_connection(server.server_address, timeout=10) as connection:
         connection.sendall(b"GET / HTT")
