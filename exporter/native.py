@@ -163,6 +163,11 @@ class RustTokenizer:
         manifest = Manifest.from_json((folder / NAME).read_text(encoding="utf-8"))
         return cls(folder / manifest.tokenizer)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids there are, added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with no BOS added; special tokens written out in it are recognised."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
