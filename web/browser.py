@@ -1,0 +1,97 @@
+"""The browser behind the runtime's seams: a JS session as a Session, a JS tokenizer as a Tokenizer (Pyodide only)."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import js
+from pyodide.ffi import JsException, JsProxy
+
+from handbill.session import Candidates, SessionError
+
+
+class BrowserTokenizer:
+    """``Tokenizer`` over model.js's ``{encode, decode}``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; see ``handbill.session.Tokenizer``."""
+        ids: list[int] = self._tokenizer.encode(text).to_py().tolist()
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; see ``handbill.session.Tokenizer``."""
+        return str(self._tokenizer.decode(_int32(ids)))
+
+
+class BrowserSession:
+    """``Session`` over a JS session (the contract is in ARCHITECTURE.md); tensors never come to Python."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    @property
+    def context(self) -> int:
+        """The most tokens the KV cache can hold."""
+        return int(self._session.context)
+
+    @property
+    def chunk(self) -> int:
+        """The most tokens that one step takes."""
+        return int(self._session.chunk)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the KV cache now."""
+        return int(self._session.length)
+
+    @property
+    def runtime(self) -> str:
+        """Where the model runs, in words for the page."""
+        return str(self._session.runtime)
+
+    async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
+        """Append ``ids``; the candidates of the last ``positions`` of them. Raises SessionError."""
+        result = await faults(self._session.step(_int32(ids), positions))
+        tokens, logits = result.ids.to_py().tolist(), result.logits.to_py().tolist()
+        each = len(tokens) // positions
+        return [
+            Candidates(tokens[first : first + each], logits[first : first + each])
+            for first in range(0, len(tokens), each)
+        ]
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self._session.rewind(length)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._session.close()
+
+
+async def faults(work: Awaitable[Any]) -> Any:
+    """The result of a JS promise; a JS ``Fault`` (fault.js) becomes a SessionError of the same kind."""
+    try:
+        return await work
+    except JsException as error:
+        raise SessionError(getattr(error, "fault", "internal"), str(error.message)) from error
+
+
+def sha256(data: JsProxy) -> str:
+    """sha256 in hex of a Uint8Array, for browsers without crypto.subtle; a mebibyte at a time to spare memory."""
+    digest = hashlib.sha256()
+    for first in range(0, data.length, 1 << 20):
+        digest.update(data.subarray(first, first + (1 << 20)).to_py())
+    return digest.hexdigest()
+
+
+def _int32(ids: Sequence[int]) -> Any:
+    """``ids`` as an Int32Array of JS's own memory."""
+    typed = js.Int32Array.new(len(ids))
+    typed.assign(array("i", ids))
+    return typed

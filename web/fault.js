@@ -1,0 +1,24 @@
+/**
+ * An error with one of the fault kinds of ARCHITECTURE.md's message table (manifest, download, corrupt, storage,
+ * memory, device, too_long, template, internal). `message` says what happened and to which file; the page chooses the
+ * words around it.
+ */
+export class Fault extends Error {
+  constructor(fault, detail) {
+    super(detail);
+    this.name = "Fault";
+    this.fault = fault;
+  }
+}
+
+/** Any thrown value as a Fault: memory that ran out and quota that is used up are told apart by the browsers' names. */
+export function asFault(error) {
+  if (error instanceof Fault) return error;
+  const text = `${error?.name ?? ""} ${error?.message ?? error}`;
+  if (/QuotaExceeded/i.test(text)) return new Fault("storage", text.trim());
+  if (/out of memory|bad_alloc|allocation failed|memory access out of bounds.*grow|Cannot enlarge memory/i.test(text)) {
+    return new Fault("memory", text.trim());
+  }
+  if (/device.*lost|lost.*device|GPUDevice|webgpu/i.test(text)) return new Fault("device", text.trim());
+  return new Fault("internal", text.trim());
+}

@@ -1,0 +1,32 @@
+// Which session runs the model here, and in which words the page says so. One pure function and the facts it needs.
+
+/**
+ * The sessions to try, best first; each {name, module, build, graph, threads, words}.
+ *
+ * `facts`: adapter (a WebGPU adapter answered), jspi (WebAssembly can suspend), isolated (threads are allowed), cores,
+ * int4 (our own kernels can run here: the file exists and the browser has relaxed SIMD), plan (manifest.plan),
+ * graphs (manifest.graphs). `forced`: "webgpu", "wasm", "cpu" or "" for the best.
+ * Returns [] if nothing fits.
+ */
+export function choose(facts, forced = "") {
+  const threads = facts.isolated ? useful(facts.cores) : 1;
+  const many = threads > 1 ? `${threads} threads` : "one thread";
+  const all = [
+    facts.adapter && facts.graphs.webgpu && {
+      name: "webgpu", module: "ort.js", build: facts.jspi ? "jspi" : "webgpu", graph: "webgpu", threads: 1,
+      words: "graphics processor (WebGPU)",
+    },
+    facts.int4 && facts.plan && {
+      name: "cpu", module: "cpu.js", build: "", graph: "", threads, words: `processor, ${many}`,
+    },
+    facts.graphs.wasm && {
+      name: "wasm", module: "ort.js", build: "wasm", graph: "wasm", threads, words: `processor (WebAssembly), ${many}`,
+    },
+  ];
+  return all.filter((choice) => choice && (!forced || choice.name === forced));
+}
+
+/** Threads worth starting: all of few cores; of many, half, because a browser counts hyper-threads as cores. */
+function useful(cores) {
+  return cores <= 4 ? Math.max(1, cores) : Math.min(8, cores >> 1);
+}

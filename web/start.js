@@ -1,0 +1,20 @@
+// First code of the page: names this tab's channel and starts the store, so that the weights download while the two
+// Pythons boot. It is JavaScript because no Python is up yet.
+
+const query = new URL(location.href).searchParams;
+
+/** What the page and its tests share: the channel's name, and what the address asks for ("" where it asks nothing). */
+globalThis.handbill = {
+  // Not crypto.randomUUID, which plain http on a local network does not have.
+  channel: `handbill-${Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("")}`,
+  slug: query.get("model") ?? "",
+  runtime: query.get("runtime") ?? "",
+};
+
+const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
+store.addEventListener("error", (event) => {
+  const channel = new BroadcastChannel(handbill.channel);
+  channel.postMessage(JSON.stringify({ kind: "fault", fault: "internal", detail: `store.js: ${event.message}` }));
+  channel.close();
+});
+store.postMessage({ slug: handbill.slug });
