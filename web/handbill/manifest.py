@@ -172,7 +172,7 @@ class Manifest:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"The manifest is not JSON ({error}); export the model again.") from None
         if isinstance(data, dict) and isinstance(data.get("format"), int) and data["format"] > FORMAT:
             raise ManifestError(f"The manifest has format {data['format']}, newer than {FORMAT}: update Handbill.")
@@ -205,7 +205,7 @@ def _build(cls: Any, data: Any, where: str) -> Any:
         if origin is list:
             return [_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
         return {str(key): _build(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
-    if cls is float and isinstance(data, int) and not isinstance(data, bool):
+    if cls is float and isinstance(data, int) and not isinstance(data, bool) and abs(data) < 1 << 1000:
         return float(data)
     if type(data) is not cls:
         raise ManifestError(f"The manifest's {where} should be {cls.__name__}, not {data!r}; export the model again.")
