@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import compress
+import kernels
 import vendor
 from handbill import __version__
 from handbill.manifest import NAME, Manifest, ManifestError
@@ -40,7 +41,7 @@ def assemble(root: Path, slugs: list[str] | None = None) -> Path:
     """Build ``root``/dist from the checkout at ``root`` and return it.
 
     ``slugs`` names the exports to take, in the order the page offers them; without it, all of models/, smallest first.
-    Raises AssembleError, vendor.VendorError or ManifestError with a sentence, and then leaves dist/ as it was.
+    Raises AssembleError, VendorError, KernelsError or ManifestError with a sentence, and then leaves dist/ as it was.
     """
     dist = root / "dist"
     home = root / ".cache" / "site"
@@ -54,6 +55,8 @@ def assemble(root: Path, slugs: list[str] | None = None) -> Path:
         for target, source in vendor.gather(vendor.Inputs.of(root)).items():
             place(source, fresh / target)
         _own_files(root, fresh)
+        if any((root / "web" / "kernels").glob("*.c")):
+            kernels.build(fresh / "kernels", root / ".cache" / "kernels")
         _licences(root, fresh)
         for slug, manifest in chosen.items():
             _model(root / "models" / slug, manifest, fresh / "models" / slug)
@@ -200,7 +203,7 @@ def main() -> int:
     start = time.monotonic()
     try:
         dist = assemble(ROOT, arguments.model)
-    except (AssembleError, vendor.VendorError, ManifestError) as error:
+    except (AssembleError, vendor.VendorError, kernels.KernelsError, ManifestError) as error:
         print(f"assemble: {error}", file=sys.stderr)
         return 1
     site = json.loads((dist / "site.json").read_text(encoding="utf-8"))
