@@ -51,7 +51,7 @@ def progress(message: dict) -> str:  # type: ignore[type-arg]  # MicroPython rea
     if message["stage"] == "prefill":
         line = f"Reading · {done} of {total} tokens"
     else:
-        line = f"Downloading the model · {size(done)} of {size(total)}"
+        line = f"Downloading · {size(done)} of {size(total)}"
         if message.get("rate") and done < total:
             line += f" · {size(message['rate'])}/s"
     left = message.get("seconds_left")

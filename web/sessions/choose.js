@@ -14,13 +14,13 @@ export function choose(facts, forced = "") {
   const all = [
     facts.adapter && facts.graphs.webgpu && {
       name: "webgpu", module: "ort.js", build: facts.jspi ? "jspi" : "webgpu", graph: "webgpu", threads: 1,
-      words: "graphics processor (WebGPU)",
+      words: "graphics chip (WebGPU)",
     },
     facts.int4 && facts.plan && {
       name: "cpu", module: "cpu.js", build: "", graph: "", threads, words: `processor, ${many}`,
     },
     facts.graphs.wasm && {
-      name: "wasm", module: "ort.js", build: "wasm", graph: "wasm", threads, words: `processor (WebAssembly), ${many}`,
+      name: "wasm", module: "ort.js", build: "wasm", graph: "wasm", threads, words: `processor (WASM), ${many}`,
     },
   ];
   return all.filter((choice) => choice && (!forced || choice.name === forced));
