@@ -32,8 +32,11 @@ class Detokenizer:
         """The text that ``token`` completes, often empty."""
         self._window.append(token)
         text = self._tokenizer.decode(self._window)
-        if text == self._text and text and not text.endswith(REPLACEMENT):
-            self._window.pop()  # A special token: it has no text, and would only make the window longer.
+        if text == self._text and not text.endswith(REPLACEMENT):
+            # A special token has no text and would only make the window longer. At the very start it may be a space
+            # that the decoder strips there, so it stays for a while.
+            if text or len(self._window) > _WINDOW:
+                self._window.pop(-1 if text else 0)
             return ""
         self._text = text
         whole = text.rstrip(REPLACEMENT)

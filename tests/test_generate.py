@@ -1,0 +1,414 @@
+"""The generate loop: reuse of the KV cache, chunks, stops, ends and failures on a fake model, then the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import real_model
+from exporter.native import NativeSession, RustTokenizer
+from fake_model import EOS, FakeSession, FakeTokenizer, babble, says
+from handbill.chat import Prompter
+from handbill.generate import Done, Drafter, Event, Generator, Piece, Prefill, TooLongError
+from handbill.sampling import Sampler, Settings
+from handbill.session import Candidates, SessionError
+
+GREEDY = Settings(temperature=0, max_tokens=20)
+
+
+def ticking() -> Callable[[], float]:
+    """A clock that advances by one second at every look."""
+    ticks = itertools.count()
+    return lambda: float(next(ticks))
+
+
+def generator(session: FakeSession, drafter: Drafter | None = None) -> Generator:
+    return Generator(session, FakeTokenizer(), [EOS], ticking(), drafter)
+
+
+async def collect(generator: Generator, prompt: str, settings: Settings) -> list[Event]:
+    return [event async for event in generator.answer(prompt, settings)]
+
+
+def ask(generator: Generator, prompt: str, settings: Settings = GREEDY) -> tuple[str, Done]:
+    """(text, Done) of an answer, with what always holds checked."""
+    events = asyncio.run(collect(generator, prompt, settings))
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert not any(isinstance(event, Done) for event in events[:-1])
+    assert done.tokens == len(done.ids)
+    assert all(event.text for event in events if isinstance(event, Piece))
+    return "".join(event.text for event in events if isinstance(event, Piece)), done
+
+
+def reference(prompt: str, settings: Settings, model: Callable[[Sequence[int]], Candidates] = babble) -> list[int]:
+    """The answer's tokens, by computing everything anew for each of them."""
+    ids = FakeTokenizer().encode(prompt)
+    sampler = Sampler(settings, ids)
+    answer: list[int] = []
+    while len(answer) < settings.max_tokens:
+        token = sampler.choose(model([*ids, *answer]))
+        if token == EOS:
+            break
+        answer.append(token)
+    return answer
+
+
+def test_an_answer_comes_in_events() -> None:
+    session = FakeSession(says("Grüß!", "0123456789"), chunk=4)
+    events = asyncio.run(collect(generator(session), "0123456789", GREEDY))
+    assert [event.done for event in events if isinstance(event, Prefill)] == [0, 4, 8, 10]
+    assert [event.text for event in events if isinstance(event, Piece)] == ["G", "r", "ü", "ß", "!"]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.reason, done.prompt_tokens, done.reused_tokens, done.tokens) == ("eos", 10, 0, 7)
+    assert bytes(done.ids).decode() == "Grüß!"
+    assert session.steps == [(4, 1), (4, 1), (2, 1)] + [(1, 1)] * 7
+
+
+def test_events_are_the_protocols_messages() -> None:
+    events = asyncio.run(collect(generator(FakeSession(says("x", "ab"))), "ab", GREEDY))
+    messages = [{"kind": event.kind, **dataclasses.asdict(event)} for event in events]
+    assert [message["kind"] for message in messages] == ["progress", "progress", "piece", "done"]
+    assert set(messages[0]) == {"kind", "stage", "done", "total", "unit", "rate", "seconds_left"}
+    assert (messages[0]["stage"], messages[0]["unit"]) == ("prefill", "tokens")
+    assert set(messages[3]) == {
+        *("kind", "reason", "prompt_tokens", "reused_tokens", "tokens", "first_token_seconds", "tokens_per_second"),
+        "ids",
+    }
+
+
+def test_progress_has_a_rate_and_the_time_left() -> None:
+    events = asyncio.run(collect(generator(FakeSession(chunk=10)), "x" * 40, GREEDY))
+    progress = [event for event in events if isinstance(event, Prefill)]
+    assert progress[0] == Prefill(0, 40, None, None)
+    # One look at the clock per chunk: ten tokens a second.
+    assert progress[2] == Prefill(20, 40, 10.0, 2.0)
+    assert progress[4] == Prefill(40, 40, 10.0, 0.0)
+
+
+def test_times_are_the_clocks() -> None:
+    _, done = ask(generator(FakeSession(says("abcde", "x" * 8), chunk=4)), "x" * 8)
+    # Looks at the clock: start, prefill's start, two chunks, then one a token.
+    assert done.first_token_seconds == 4.0
+    assert done.tokens_per_second == 1.0
+    _, done = ask(generator(FakeSession(says("", "x"))), "x")
+    assert (done.tokens, done.tokens_per_second, done.reason) == (0, 0.0, "eos")
+
+
+def test_the_clock_may_stand_still() -> None:
+    _, done = ask(Generator(FakeSession(says("abc", "x")), FakeTokenizer(), [EOS], lambda: 7.0), "x")
+    assert (done.first_token_seconds, done.tokens_per_second) == (0.0, 0.0)
+
+
+def test_a_second_turn_computes_only_what_is_new() -> None:
+    session = FakeSession(says("fine.", "How are you?"))
+    generate = generator(session)
+    text, _ = ask(generate, "How are you?")
+    assert text == "fine."
+    session.steps.clear()
+    _, done = ask(generate, "How are you?fine. And you?")
+    assert done.reused_tokens == len("How are you?fine.")
+    assert session.steps[0] == (len(" And you?"), 1)
+    assert session.ids[: done.prompt_tokens] == list(b"How are you?fine. And you?")
+
+
+def test_the_same_prompt_again_computes_one_token() -> None:
+    session = FakeSession()
+    generate = generator(session)
+    first = ask(generate, "x" * 40)
+    session.steps.clear()
+    again = ask(generate, "x" * 40)
+    assert session.steps[0] == (1, 1)
+    assert again[1].reused_tokens == 39
+    assert again[1].ids == first[1].ids
+
+
+def test_an_edited_prompt_goes_back_to_the_common_prefix() -> None:
+    session = FakeSession()
+    generate = generator(session)
+    ask(generate, "the same beginning, one end")
+    _, done = ask(generate, "the same beginning, another")
+    assert done.reused_tokens == len("the same beginning, ")
+    assert done.ids == reference("the same beginning, another", GREEDY)
+
+
+PROMPTS = st.lists(st.text(alphabet="ab", min_size=1, max_size=40), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PROMPTS, st.integers(1, 9), st.sampled_from([0.0, 1.0]), st.sampled_from([1.0, 1.3]))
+def test_whatever_was_asked_before_the_answer_is_the_same(
+    prompts: list[str], chunk: int, temperature: float, penalty: float
+) -> None:
+    session = FakeSession(chunk=chunk)
+    generate = generator(session)
+    sampling = Settings(temperature, seed=5, repetition_penalty=penalty, max_tokens=6)
+    for prompt in prompts:
+        _, done = ask(generate, prompt, sampling)
+        assert done.ids == reference(prompt, sampling)
+        assert list(generate.cached) == session.ids
+
+
+@pytest.mark.parametrize("length", [501, 5000])
+def test_a_prompt_past_the_context_is_refused_before_anything_is_computed(length: int) -> None:
+    session = FakeSession(context=500)
+    generate = generator(session)
+    ask(generate, "hello")
+    before, session.steps = list(session.ids), []
+    with pytest.raises(TooLongError, match=f"{length:,} tokens long and this model holds 500 at most") as failure:
+        ask(generate, "x" * length)
+    assert (failure.value.kind, failure.value.tokens, failure.value.context) == ("too_long", length, 500)
+    assert session.steps == [] and session.ids == before
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        ask(generator(FakeSession()), "")
+
+
+def test_the_answer_ends_where_the_context_does() -> None:
+    session = FakeSession(context=30)
+    _, done = ask(generator(session), "x" * 25, Settings(temperature=0, max_tokens=99))
+    # Five more tokens fit, and the last one chosen needs no room.
+    assert (done.reason, done.tokens, session.length) == ("context", 6, 30)
+    _, done = ask(generator(FakeSession(context=30)), "x" * 30, GREEDY)
+    assert (done.reason, done.tokens) == ("context", 1)
+
+
+def test_max_tokens_ends_the_answer_and_its_last_token_is_not_computed() -> None:
+    session = FakeSession()
+    _, done = ask(generator(session), "hello", Settings(temperature=0, max_tokens=3))
+    assert (done.reason, done.tokens, session.length) == ("length", 3, 5 + 2)
+
+
+def test_a_stop_string_ends_the_answer_before_it() -> None:
+    text, done = ask(
+        generator(FakeSession(says("One. Two. STOP three", "x"))), "x", Settings(temperature=0, stop=("STOP",))
+    )
+    assert (text, done.reason) == ("One. Two. ", "stop")
+    text, done = ask(generator(FakeSession(says("One. ST", "x"))), "x", Settings(temperature=0, stop=("STOP",)))
+    assert (text, done.reason) == ("One. ST", "eos")
+
+
+def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+    text, done = ask(generator(FakeSession(says("aé".encode()[:-1], "x"))), "x")
+    assert (text, done.reason) == ("a\N{REPLACEMENT CHARACTER}", "eos")
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 6])
+def test_a_stop_takes_hold_after_the_step_being_computed(step: int) -> None:
+    session = FakeSession(chunk=4)
+    generate = generator(session)
+    session.on_step = lambda: generate.stop() if len(session.steps) == step + 1 else None
+    prompt = "x" * 13
+    text, done = ask(generate, prompt)
+    assert done.reason == "stopped"
+    assert len(session.steps) == step + 1
+    assert done.tokens == max(0, step - 2)
+    assert list(generate.cached) == session.ids
+    session.on_step = lambda: None
+    # What the stopped answer computed is not computed again.
+    session.steps.clear()
+    _, again = ask(generate, prompt)
+    assert again.reused_tokens == min(4 * (step + 1), 12)
+    assert again.ids == reference(prompt, GREEDY)
+    assert text == FakeTokenizer().decode(again.ids[: done.tokens])
+
+
+def test_a_stop_from_the_event_loop_is_heard_though_no_step_ever_waits() -> None:
+    generate = generator(FakeSession())
+
+    async def both() -> list[Event]:
+        asyncio.get_running_loop().call_soon(generate.stop)
+        return await collect(generate, "hello", GREEDY)
+
+    done = asyncio.run(both())[-1]
+    assert isinstance(done, Done) and done.reason == "stopped"
+
+
+def test_an_old_stop_does_not_end_the_next_answer() -> None:
+    generate = generator(FakeSession(says("yes", "x")))
+    generate.stop()
+    assert ask(generate, "x")[0] == "yes"
+
+
+def test_two_answers_at_once_are_refused_and_the_first_goes_on() -> None:
+    generate = generator(FakeSession(says("yes", "x")))
+
+    async def both() -> list[Event]:
+        first = generate.answer("x", GREEDY)
+        events = [await anext(first)]
+        with pytest.raises(RuntimeError, match="still being written"):
+            await anext(generate.answer("y", GREEDY))
+        return events + [event async for event in first]
+
+    assert "".join(event.text for event in asyncio.run(both()) if isinstance(event, Piece)) == "yes"
+
+
+def test_an_answer_nobody_listens_to_any_more_leaves_the_cache_known() -> None:
+    session = FakeSession(chunk=4)
+    generate = generator(session)
+
+    async def leave(events: int) -> None:
+        answer = generate.answer("x" * 10, GREEDY)
+        for _ in range(events):
+            await anext(answer)
+        await answer.aclose()
+
+    for events in range(1, 9):
+        asyncio.run(leave(events))
+        assert list(generate.cached) == session.ids
+    assert ask(generate, "x" * 10)[1].ids == reference("x" * 10, GREEDY)
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_failed_step_is_passed_on_and_the_next_answer_starts_afresh(step: int) -> None:
+    session = FakeSession(chunk=4)
+    session.failures[step] = SessionError("device", "The device was lost.")
+    generate = generator(session)
+    with pytest.raises(SessionError, match="device was lost"):
+        ask(generate, "x" * 10)
+    assert generate.cached == ()
+    _, done = ask(generate, "x" * 10)
+    assert done.reused_tokens == 0
+    assert done.ids == reference("x" * 10, GREEDY)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_an_output_that_is_no_number_is_a_fault_and_is_forgotten(broken: float) -> None:
+    session = FakeSession(lambda ids: Candidates([1, 2], [1.0, broken if len(ids) == 12 else 0.0]))
+    generate = generator(session)
+    with pytest.raises(SessionError, match="not a number") as failure:
+        ask(generate, "x" * 10)
+    assert failure.value.kind == "device"
+    assert session.ids == [] and generate.cached == ()
+
+
+class Oracle:
+    """Drafts that are right as often as ``pattern`` says; its guesses come from the reference answer."""
+
+    def __init__(self, prompt: str, answer: list[int], pattern: Iterator[bool]) -> None:
+        self.answer = [*answer, EOS]
+        self.prompt = len(FakeTokenizer().encode(prompt))
+        self.pattern = pattern
+        self.most = 0
+
+    def draft(self, ids: Sequence[int], most: int) -> list[int]:
+        assert most > 0
+        self.most = max(self.most, most)
+        at = len(ids) - self.prompt
+        return [token if next(self.pattern) else 0 for token in self.answer[at : at + 5]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=9), st.sampled_from([0.0, 1.0]), st.integers(1, 25), st.integers(2, 9)
+)
+def test_drafts_right_or_wrong_do_not_change_the_answer(
+    pattern: list[bool], temperature: float, most: int, chunk: int
+) -> None:
+    sampling = Settings(temperature, seed=3, repetition_penalty=1.1, max_tokens=most)
+    want = reference("prompt", sampling)
+    session = FakeSession(chunk=chunk, context=22)
+    generate = generator(session, Oracle("prompt", want, itertools.cycle(pattern)))
+    _, done = ask(generate, "prompt", sampling)
+    assert done.ids == want[:17]
+    assert done.reason == ("length" if most <= 17 else "context")
+    assert list(generate.cached) == session.ids
+    assert session.ids == list(b"prompt")[:6] + want[: session.length - 6]
+
+
+def test_a_right_draft_saves_steps_and_ends_at_eos() -> None:
+    session = FakeSession(says("The same again.", "x"))
+    drafter = Oracle("x", list(b"The same again."), itertools.repeat(True))
+    text, done = ask(generator(session, drafter), "x")
+    assert (text, done.reason) == ("The same again.", "eos")
+    assert len(session.steps) <= 1 + 4
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[tuple[NativeSession, RustTokenizer, Prompter, list[int]]]:
+    manifest = real_model.manifest()
+    session = NativeSession.open(real_model.FOLDER, context=2048, threads=1)
+
+    yield session, RustTokenizer.open(real_model.FOLDER), Prompter(manifest, datetime.now), manifest.eos_ids
+    session.close()
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def anew(session: NativeSession, ids: list[int], eos_ids: Sequence[int], most: int) -> list[int]:
+    """Greedy tokens with the whole prompt prefilled again for every one of them, from full logits."""
+    answer: list[int] = []
+    while len(answer) < most:
+        session.rewind(0)
+        token = int(np.argmax(session.logits([*ids, *answer])[0]))
+        if token in eos_ids:
+            break
+        answer.append(token)
+    session.rewind(0)
+    return answer
+
+
+@pytest.mark.model
+def test_the_real_model_says_paris(real: Any) -> None:
+    session, tokenizer, prompter, eos_ids = real
+    prompt = prompter.prompt([user("What is the capital of France?")])
+    want = anew(session, tokenizer.encode(prompt), eos_ids, 16)
+    generate = Generator(session, tokenizer, eos_ids, ticking())
+    text, done = ask(generate, prompt, Settings(temperature=0, max_tokens=16))
+    assert done.ids == want
+    assert "Paris" in text
+    assert text == tokenizer.decode(done.ids)
+
+
+@pytest.mark.model
+def test_the_real_models_second_turn_reuses_the_first(real: Any) -> None:
+    session, tokenizer, prompter, eos_ids = real
+    session.rewind(0)
+    generate = Generator(session, tokenizer, eos_ids, ticking())
+    greedy = Settings(temperature=0, max_tokens=24)
+    first = [user("What is the capital of France?")]
+    text, done = ask(generate, prompter.prompt(first), greedy)
+    second = [*first, {"role": "assistant", "content": text}, user("And of Italy?")]
+    prompt = prompter.prompt(second)
+    _, turned = ask(generate, prompt, greedy)
+    assert turned.reused_tokens >= done.prompt_tokens + done.tokens - 1
+    fresh = Generator(session, tokenizer, eos_ids, ticking())
+    session.rewind(0)
+    assert ask(fresh, prompt, greedy)[1].ids == turned.ids
+
+
+@pytest.mark.model
+def test_the_real_model_can_be_stopped_and_sampled(real: Any) -> None:
+    session, tokenizer, prompter, eos_ids = real
+    session.rewind(0)
+    generate = Generator(session, tokenizer, eos_ids, ticking())
+    prompt = prompter.prompt([user("Tell me a story about a dragon.")])
+
+    async def three_pieces() -> Event:
+        pieces = 0
+        async for event in generate.answer(prompt, Settings(temperature=0)):
+            pieces += isinstance(event, Piece)
+            if pieces == 3:
+                generate.stop()
+        return event
+
+    done = asyncio.run(three_pieces())
+    assert isinstance(done, Done)
+    assert done.reason == "stopped" and done.tokens <= 5
+    sampled = Settings(temperature=0.9, seed=11, max_tokens=12)
+    assert ask(generate, prompt, sampled)[1].ids == ask(generate, prompt, sampled)[1].ids
