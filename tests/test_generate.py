@@ -102,6 +102,8 @@ def test_times_are_the_clocks() -> None:
     # Looks at the clock: start, prefill's start, two chunks, then one a token.
     assert done.first_token_seconds == 4.0
     assert done.tokens_per_second == 1.0
+    _, done = ask(generator(FakeSession()), "x", Settings(temperature=0, max_tokens=5))
+    assert (done.reason, done.tokens, done.tokens_per_second) == ("length", 5, 1.0)
     _, done = ask(generator(FakeSession(says("", "x"))), "x")
     assert (done.tokens, done.tokens_per_second, done.reason) == (0, 0.0, "eos")
 

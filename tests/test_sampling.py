@@ -62,7 +62,7 @@ def support(settings: Settings, candidates: Candidates, context: Sequence[int] =
         {"top_k": 1},
         {"top_k": 5},
         {"top_k": 500},
-        {"top_p": 0.5},
+        *({"top_p": tenths / 10} for tenths in range(1, 10)),
         {"top_p": 0.999},
         {"top_p": 1e-9},
         {"min_p": 0.2},

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from handbill.manifest import Manifest
@@ -34,18 +33,14 @@ class ChatError(ValueError):
 class _Generation(Extension):
     """``{% generation %} … {% endgeneration %}`` marks what an assistant wrote, for training; here it only prints.
 
-    The body becomes a call block, as in transformers: a ``set`` inside stays inside.
+    As in transformers, a ``set`` inside stays inside.
     """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance attribute
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_print"), [], [], body).set_lineno(line)
-
-    def _print(self, caller: Macro) -> str:
-        return caller()
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
 
 class ChatTemplate:

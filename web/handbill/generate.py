@@ -211,7 +211,7 @@ class Generator:
         chosen: list[int] = []
         for guess, position in zip([*draft, None], candidates, strict=True):
             chosen.append(sampler.choose(position))
-            if chosen[-1] != guess or guess in self._eos_ids:
+            if chosen[-1] != guess:
                 break
         self._rewind(known + len(chosen) - 1)
         return chosen
