@@ -125,7 +125,7 @@ INLINE void attend_rows(const Cache *c, const Rotary *rotary, const Attention *a
     rotate(queries.at + token * queries.row_floats + head * dim, turned + m * width, dim, rotary, position + token,
            a->scale);
   }
-  quantize((Rows){turned, width}, dim, query, query_scale, query_sum, 1, rows, rows, 0, 1);
+  quantize((Rows){turned, width}, dim, blocks, query, query_scale, query_sum, 1, rows, rows, 0, 1);
 
   vec result[TILE][2];
   uint32_t panel = (uint32_t)((kv_head * c->context + low) >> 3) * (uint32_t)blocks;
@@ -144,7 +144,7 @@ INLINE void attend_rows(const Cache *c, const Rotary *rotary, const Attention *a
     inverse[m] = 1.f / probabilities(scores + m * span, span, from > 0 ? from : 0, at + 1 - low,
                                      c->value_scale + kv_head * c->context + low, a->softcap);
   }
-  quantize((Rows){scores, span}, span, packed, scale, sum, 1, rows, rows, 0, 1);
+  quantize((Rows){scores, span}, span, span / BLOCK, packed, scale, sum, 1, rows, rows, 0, 1);
 
   for (int d = 0; d < dim / PANEL; d++) {
     uint32_t row = (uint32_t)(kv_head * (dim / PANEL) + d) * (uint32_t)(c->context / BLOCK) + low / BLOCK;

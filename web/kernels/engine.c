@@ -22,7 +22,7 @@ typedef struct {
   union {
     struct { Weights w; Rows y; } embed;
     struct { Rows x, skip, sum, y; const float *bias, *weight; float epsilon; int32_t width, groups; } norm;
-    struct { Rows x; int32_t width, wide; void *values; float *scale, *sum; } quantize;
+    struct { Rows x; int32_t width, blocks, wide; void *values; float *scale, *sum; } quantize;
     struct { Weights w; Activations x; Rows y; } linear;
     struct { Rows a, b, y; int32_t activation, combine; float scalar; int32_t width; } map;
     struct { Cache cache; Rotary rotary; Attention attention; Rows a, b; } attend; /* keys, values or queries, out */
@@ -79,8 +79,9 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
                       op->norm.y, op->norm.width, op->norm.groups, first, last);
     case QUANTIZE: {
       int stride = rows == 1 ? 1 : TILE, tiles = ceil_div(rows, stride);
-      return quantize(op->quantize.x, op->quantize.width, op->quantize.values, op->quantize.scale, op->quantize.sum,
-                      op->quantize.wide, stride, rows, tiles * task / tasks, tiles * (task + 1) / tasks);
+      return quantize(op->quantize.x, op->quantize.width, op->quantize.blocks, op->quantize.values, op->quantize.scale,
+                      op->quantize.sum, op->quantize.wide, stride, rows, tiles * task / tasks,
+                      tiles * (task + 1) / tasks);
     }
     case LINEAR: {
       const Weights *w = &op->linear.w;

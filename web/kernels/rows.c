@@ -36,9 +36,8 @@ void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float e
   }
 }
 
-void quantize(Rows x, int width, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
+void quantize(Rows x, int width, int blocks, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
               int last) {
-  int blocks = (width + BLOCK - 1) / BLOCK;
   for (int t = first; t < last; t++) {
     for (int m = 0; m < stride && t * stride + m < rows; m++) {
       const float *in = x.at + (t * stride + m) * x.row_floats;

@@ -16,8 +16,8 @@ void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float e
               int groups, int first, int last);
 
 /* Rows as block-quantized activations (linear.h) in tiles [first, last) of `stride` tokens; `wide` asks for int16.
- * Columns past `width`, up to the end of the last block, count as zero. */
-void quantize(Rows x, int width, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
+ * Columns past `width`, up to the end of the last of `blocks`, count as zero. */
+void quantize(Rows x, int width, int blocks, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
               int last);
 
 /* y = activation(a) combined with b (or with `scalar` where b.at is null). */

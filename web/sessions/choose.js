@@ -3,16 +3,18 @@
 /**
  * The sessions to try, best first; each {name, module, build, graph, threads, words}.
  *
- * `facts`: adapter (a WebGPU adapter answered), jspi (WebAssembly can suspend), isolated (threads are allowed), cores,
- * int4 (our own kernels can run here: the file exists and the browser has relaxed SIMD), plan (manifest.plan),
- * graphs (manifest.graphs). `forced`: "webgpu", "wasm", "cpu" or "" for the best.
+ * `facts`: adapter (WebGPU's: "none", "software" or "hardware"), jspi (WebAssembly can suspend), isolated (threads are
+ * allowed), cores, int4 (the site has our own kernels), plan (manifest.plan), graphs (manifest.graphs). `forced`:
+ * "webgpu", "wasm", "cpu", or "" for the best. A software adapter is slower than the processor itself, so it has to be
+ * forced.
  * Returns [] if nothing fits.
  */
 export function choose(facts, forced = "") {
   const threads = facts.isolated ? useful(facts.cores) : 1;
   const many = threads > 1 ? `${threads} threads` : "one thread";
+  const graphics = facts.adapter === "hardware" || (facts.adapter === "software" && forced === "webgpu");
   const all = [
-    facts.adapter && facts.graphs.webgpu && {
+    graphics && facts.graphs.webgpu && {
       name: "webgpu", module: "ort.js", build: facts.jspi ? "jspi" : "webgpu", graph: "webgpu", threads: 1,
       words: "graphics chip (WebGPU)",
     },

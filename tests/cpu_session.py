@@ -1,0 +1,89 @@
+"""Drives web/sessions/cpu.js under Node for the tests: a request in, NumPy arrays out."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kernels
+import numpy as np
+import numpy.typing as npt
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = ROOT / "tests" / "kernels" / "run.mjs"
+NODE = ["node", "--experimental-wasm-relaxed-simd"]
+"""Node 20's V8 (11.3) has relaxed SIMD behind a flag; Chromium has had it without since 114."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One step: candidates [positions, k], all logits [positions, vocabulary] if asked for, seconds it took."""
+
+    ids: npt.NDArray[np.int32]
+    top: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    seconds: float
+
+
+class Fault(Exception):
+    """What the session threw: its fault kind and its sentence."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+@functools.cache
+def site() -> Path:
+    """A folder with the compiled kernels, as dist/ has them."""
+    folder = ROOT / ".cache" / "kernels-site"
+    kernels.build(folder / "kernels", ROOT / ".cache" / "kernels")
+    return folder
+
+
+def run(
+    folder: Path, steps: list[dict[str, Any]], *, build: str = "relaxed", threads: int = 1, **manifest: Any
+) -> tuple[dict[str, Any], list[Answer]]:
+    """Open the model in ``folder`` and run ``steps`` ({ids, positions?, rewind?, logits?}).
+
+    ``manifest`` overrides keys of the manifest, which needs ``plan``, ``files`` and ``architecture.context`` here.
+    Raises Fault.
+    """
+    files = [{"name": path.name, "bytes": path.stat().st_size} for path in folder.iterdir() if path.is_file()]
+    whole = {"plan": "plan.json", "files": files, "architecture": {"context": 512}} | manifest
+    request = {
+        "session": str(ROOT / "web" / "sessions" / "cpu.js"),
+        "base": str(site()),
+        "folder": str(folder),
+        "manifest": whole,
+        "choice": {"build": build, "threads": threads},
+        "steps": steps,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        question, answers = Path(scratch, "request.json"), Path(scratch, "answers")
+        question.write_text(json.dumps(request | {"answers": str(answers)}))
+        done = subprocess.run([*NODE, str(RUNNER), str(question)], capture_output=True, text=True, check=False)
+        if not answers.is_file() or done.returncode:
+            raise AssertionError(done.stderr)
+        lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    for line in lines:
+        if "fault" in line:
+            raise Fault(line["fault"], line["detail"])
+    return lines[0], [_answer(step, line) for step, line in zip(steps, lines[1:], strict=True)]
+
+
+def _answer(step: dict[str, Any], line: dict[str, Any]) -> Answer:
+    positions = step.get("positions", 1)
+    floats = [np.frombuffer(base64.b64decode(text), np.float32) for text in line["all"]]
+    return Answer(
+        np.frombuffer(base64.b64decode(line["ids"]), np.int32).reshape(positions, -1),
+        np.frombuffer(base64.b64decode(line["logits"]), np.float32).reshape(positions, -1),
+        np.stack(floats) if floats else np.zeros((0, 0), np.float32),
+        line["seconds"],
+    )

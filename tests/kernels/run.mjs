@@ -1,0 +1,65 @@
+// Runs web/sessions/cpu.js under Node: node run.mjs REQUEST.json, where the request names the model's folder, its
+// manifest, the kernels' folder and what to do. Writes
+// one JSON document per line, one for each step, into the file that the request names for answers.
+
+import fs from "node:fs/promises";
+import { openSync, readFileSync, writeSync } from "node:fs";
+import path from "node:path";
+import { pathToFileURL } from "node:url";
+import { Worker as NodeWorker } from "node:worker_threads";
+
+globalThis.self = globalThis;
+globalThis.fetch = async (url) => new Response(await fs.readFile(url));
+
+/** A browser's module worker on top of Node's. */
+globalThis.Worker = class {
+  constructor(url) {
+    const code = `
+      const { parentPort } = require("node:worker_threads");
+      globalThis.self = globalThis;
+      self.postMessage = (data) => parentPort.postMessage(data);
+      const ready = import(${JSON.stringify(String(url))});
+      parentPort.on("message", async (data) => { await ready; self.onmessage({ data }); });`;
+    this.inner = new NodeWorker(code, { eval: true });
+    this.inner.on("message", (data) => this.onmessage?.({ data }));
+    this.inner.on("error", (error) => this.onerror?.(error));
+  }
+
+  postMessage(data) {
+    this.inner.postMessage(data);
+  }
+
+  terminate() {
+    this.inner.terminate();
+  }
+};
+
+const request = JSON.parse(readFileSync(process.argv[2], "utf8"));
+const { open } = await import(pathToFileURL(request.session).href);
+const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
+const say = (message) => writeSync(answers, `${JSON.stringify(message)}\n`);
+const answers = openSync(request.answers, "w");
+
+try {
+  const session = await open({
+    manifest: request.manifest,
+    read: async (name) => new Uint8Array(await fs.readFile(path.join(request.folder, name))),
+    base: pathToFileURL(`${request.base}/`).href,
+    onProgress: () => {},
+    choice: request.choice,
+  });
+  say({ context: session.context, chunk: session.chunk, runtime: session.runtime, bytes: session.bytes });
+  for (const step of request.steps) {
+    if (step.rewind !== undefined) session.rewind(step.rewind);
+    const positions = step.positions ?? 1;
+    const started = performance.now();
+    const top = await session.step(Int32Array.from(step.ids), positions);
+    const seconds = (performance.now() - started) / 1000;
+    const logits = Array.from({ length: step.logits ? positions : 0 }, (_, i) => base64(session.logits(i)));
+    say({ ids: base64(top.ids), logits: base64(top.logits), all: logits, seconds, length: session.length });
+  }
+  session.close();
+} catch (error) {
+  say({ fault: error.fault ?? error.name, detail: error.message });
+}
+process.exit(0);
