@@ -128,7 +128,7 @@ def _model(folder: Path, manifest: Manifest, target: Path) -> None:
             found = "is missing" if size is None else f"has {size} bytes, not {entry.bytes}"
             raise AssembleError(f"{source} {found}: run python exporter/export.py {manifest.slug} again.")
         place(source, target / entry.name)
-    place(folder / NAME, target / NAME)
+    shutil.copy2(folder / NAME, target / NAME)  # as the page's own files: small, and somebody may edit it in place
 
 
 def _site_json(fresh: Path, chosen: dict[str, Manifest]) -> None:
