@@ -312,6 +312,10 @@ class Oracle:
         at = len(ids) - self.prompt
         return [token if next(self.pattern) else 0 for token in self.answer[at : at + 5]]
 
+    def learn(self, drafted: int, accepted: int, seconds: float) -> None:
+        assert 0 <= accepted <= drafted
+        assert seconds > 0
+
 
 @settings(max_examples=60, deadline=None)
 @given(

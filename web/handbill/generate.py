@@ -85,6 +85,9 @@ class Drafter(Protocol):
     def draft(self, ids: Sequence[int], most: int) -> Sequence[int]:
         """Up to ``most`` guesses of what follows ``ids`` (the prompt and the answer so far); often none."""
 
+    def learn(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Told after every decoding step: how many guesses it checked, how many were right and how long it took."""
+
 
 class Generator:
     """Answers prompts over one session, one at a time.
@@ -207,12 +210,15 @@ class Generator:
         room = min(self._session.context - len(self._cached), self._session.chunk, most) - 1
         draft = list(self._drafter.draft(ids, room))[:room] if self._drafter and room > 0 else []
         known = len(self._cached) + 1
+        started = self._clock() if self._drafter else 0.0
         candidates = await self._step([ids[-1], *draft], 1 + len(draft))
         chosen: list[int] = []
         for guess, position in zip([*draft, None], candidates, strict=True):
             chosen.append(sampler.choose(position))
             if chosen[-1] != guess:
                 break
+        if self._drafter:
+            self._drafter.learn(len(draft), len(chosen) - 1, self._clock() - started)
         self._rewind(known + len(chosen) - 1)
         return chosen
 
