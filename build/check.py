@@ -141,11 +141,15 @@ def _copies(dist: Path) -> list[str]:
         try:
             data = brotli.decompress(path.read_bytes()) if path.suffix == ".br" else gzip.decompress(path.read_bytes())
         except (brotli.error, OSError, EOFError) as error:
-            faults.append(f"{name} cannot be unpacked ({error}): run python build/assemble.py.")
+            faults.append(
+                f"{name} cannot be unpacked ({error}): delete .cache/compressed and run python build/assemble.py."
+            )
             continue
         original = path.with_suffix("")
         if not original.is_file() or original.read_bytes() != data:
-            faults.append(f"{name} does not unpack to {original.name}: run python build/assemble.py.")
+            faults.append(
+                f"{name} does not unpack to {original.name}: delete .cache/compressed and run python build/assemble.py."
+            )
     return faults
 
 

@@ -48,25 +48,25 @@ def precompress(files: dict[Path, str], cache: Path, link: Callable[[Path, Path]
         for path, digest in files.items()
         for suffix in ENCODINGS
     ]
-    # Largest first, so that the cores finish together. Both compressors release the GIL.
-    waiting = sorted((job for job in jobs if not job[2].exists()), key=lambda job: -job[0].stat().st_size)
-    total = sum(job[0].stat().st_size for job in waiting)
+    # Two files may have the same bytes and then share one copy. Largest first, so that the cores finish together.
+    waiting = {copy: (path, suffix) for path, suffix, copy in jobs if not copy.exists()}
+    order = sorted(waiting, key=lambda copy: -waiting[copy][0].stat().st_size)
+    total = sum(path.stat().st_size for path, _ in waiting.values())
     done, start, told = 0, time.monotonic(), 0.0
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {pool.submit(_compress, *job): job for job in waiting}
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())  # threads: both compressors release the GIL
+    try:
+        running = {pool.submit(_compress, *waiting[copy], copy): waiting[copy][0] for copy in order}
         for future in concurrent.futures.as_completed(running):
             future.result()
-            done += running[future][0].stat().st_size
+            done += running[future].stat().st_size
             now = time.monotonic()
             if total > SILENT_BELOW and (now - told > 1 or done == total):
                 told = now
                 rate = done / max(now - start, 1e-3)
-                left = (total - done) / rate if rate else 0.0
-                print(
-                    f"\rcompress: {done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left ",
-                    end="",
-                    flush=True,
-                )
+                left = f"{rate / 1e6:.1f} MB/s, {(total - done) / rate:.0f} s left"
+                print(f"\rcompress: {done / 1e6:.0f} of {total / 1e6:.0f} MB, {left} ", end="", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C or a full disk, do not go on with the rest
     if total > SILENT_BELOW:
         print(flush=True)
     for path, suffix, copy in jobs:

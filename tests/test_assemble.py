@@ -57,6 +57,18 @@ def test_compressed_copies_stand_beside_what_shrinks(tmp_path: Path) -> None:
     assert "style.css.br" not in files, "too small to be worth a second file"
 
 
+def test_files_with_the_same_bytes_share_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout(tmp_path)
+    for name in ("a.js", "b.js", "c.js"):
+        write(tmp_path / "web" / name, "export {};\n" * 500)
+    done = []
+    real = compress._compress
+    monkeypatch.setattr(compress, "_compress", lambda *job: (done.append(job[2]), real(*job)))
+    dist = assemble.assemble(tmp_path)
+    assert len(done) == len(set(done))
+    assert (dist / "a.js.br").samefile(dist / "c.js.br")
+
+
 def test_a_second_run_compresses_nothing_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dist = assemble.assemble(checkout(tmp_path))
     before = tree(dist)

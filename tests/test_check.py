@@ -183,9 +183,8 @@ def test_a_compressed_copy_of_something_else_is_found(dist: Path) -> None:
         copy = dist / f"ort/library.mjs{suffix}"
         copy.unlink()
         copy.write_bytes(data)
-        assert check.check(dist) == [
-            f"ort/library.mjs{suffix} does not unpack to library.mjs: run python build/assemble.py."
-        ]
+        (fault,) = check.check(dist)
+        assert fault.startswith(f"ort/library.mjs{suffix} does not unpack to library.mjs: delete .cache/compressed and")
         copy.write_bytes(b"not compressed at all")
         (fault,) = check.check(dist)
         assert fault.startswith(f"ort/library.mjs{suffix} cannot be unpacked (")

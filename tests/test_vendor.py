@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -149,7 +150,12 @@ def test_a_pure_wheel_is_the_same_bytes_each_time_and_installs(tmp_path: Path) -
     with zipfile.ZipFile(pure) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
         assert b"Root-Is-Purelib: true" in archive.read("spam-1.0.dist-info/WHEEL")
-    # pip checks every line of RECORD against the file it names.
+        for line in archive.read("spam-1.0.dist-info/RECORD").decode().splitlines():
+            name, digest, size = line.split(",")
+            if not name.endswith("RECORD"):
+                data = archive.read(name)
+                encoded = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+                assert (digest, size) == (f"sha256={encoded}", str(len(data)))
     target = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(target)]
     subprocess.run([*install, str(pure)], check=True)
