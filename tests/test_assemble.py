@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -48,13 +49,19 @@ def test_what_a_site_is_made_of(tmp_path: Path) -> None:
 
 
 def test_compressed_copies_stand_beside_what_shrinks(tmp_path: Path) -> None:
-    files = tree(assemble.assemble(checkout(tmp_path)))
+    checkout(tmp_path)
+    write(tmp_path / "web" / "short.js", "export {};\n" * 50)
+    (tmp_path / "web" / "noise.png").write_bytes(random.Random(0).randbytes(2000))
+    (tmp_path / "web" / "noise.svg").write_bytes(random.Random(0).randbytes(2000))
+    files = tree(assemble.assemble(tmp_path))
     assert brotli.decompress(files["ort/library.mjs.br"]) == LIBRARY
     assert gzip.decompress(files["ort/library.mjs.gz"]) == LIBRARY
     assert len(files["ort/library.mjs.br"]) < len(LIBRARY)
     assert "models/tiny/tokenizer.json.br" in files
     assert "models/tiny/weights-01.bin.br" not in files, "weights do not shrink"
-    assert "style.css.br" not in files, "too small to be worth a second file"
+    assert "noise.png.gz" not in files, "a kind that is compressed already"
+    assert "noise.svg.gz" not in files, "no smaller than the file itself"
+    assert "short.js.br" not in files, "too small to be worth a second file"
 
 
 def test_files_with_the_same_bytes_share_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
