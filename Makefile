@@ -9,6 +9,10 @@ BIN := .venv/bin
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 NPM_TESTS := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard tests/*/package.json))
 
+# $(call apt,package,sentence): install a Debian package where that is allowed, or say what is missing and stop.
+apt = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update && \
+	apt-get install --yes --no-install-recommends $(1); } || { echo "make: $(2)" >&2; exit 1; }
+
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
@@ -47,6 +51,7 @@ models/$(MODEL)/manifest.json: | .venv/stamp
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 		echo "make: Python 3.11 is needed, and '$(PYTHON)' is not it: install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@command -v npm >/dev/null || { echo "make: npm is needed: install Node 20 or newer" >&2; exit 1; }
+	@$(PYTHON) -m ensurepip --version >/dev/null 2>&1 || $(call apt,python3.11-venv,Python's venv and ensurepip are missing: install the package python3.11-venv)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install $(TORCH)
 	$(BIN)/pip install --editable .
@@ -62,9 +67,7 @@ tests/%/node_modules/.package-lock.json: tests/%/package.json tests/%/package-lo
 
 # Playwright drives the system's Chromium; a browser of its own would have to come from outside the registries.
 chromium:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || { \
-		echo "make: the page tests need Chromium: install it, for example with: sudo apt-get install chromium" >&2; exit 1; }
-	@command -v chromium >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
+	@command -v chromium >/dev/null || $(call apt,chromium,the page tests need Chromium: install it or run make as root on a machine with apt)
 
 clean:
 	rm -rf dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
