@@ -48,21 +48,20 @@ OUTSIDE = {
 """Hosts that third-party files name, and why none of them is asked. A host that is not here is a fault."""
 
 ABSENT = {
-    "codemirror": "the editor, which the page does not have",
-    "py-editor": "the editor, which the page does not have",
-    "py-game": "pygame, which the page does not have",
-    "py-terminal": "the terminal, which the page does not have",
-    "xterm": "the terminal, which the page does not have",
-    "donkey": "a second interpreter in the main thread, which the page does not ask for",
+    **dict.fromkeys(("codemirror", "codemirror_commands", "codemirror_lang-python"), "loaded by an editor on the page"),
+    **dict.fromkeys(("codemirror_language", "codemirror_state", "codemirror_view"), "loaded by an editor on the page"),
+    **dict.fromkeys(("xterm", "xterm-readline", "xterm_addon-fit"), "loaded by a terminal on the page"),
+    **dict.fromkeys(("xterm_addon-web-links", "mpy", "py"), "loaded by a terminal on the page"),
     "toml": "loaded for a TOML config; ours are JSON",
     "zip": "loaded to unpack archives named in a config; ours name none",
     "pyodide_graph": "loaded for packages named in a config; ours name none",
 }
-"""Chunks of PyScript that core.js can import and that do not travel, and why they are never asked for."""
+"""Chunks that PyScript can import and that do not travel (names without their hash), and why they are never asked for.
+Its plugins (donkey, py-editor, py-game, py-terminal) must travel: core.js loads every one of them at the start."""
 
 _ADDRESS = re.compile(r"(?:https?|wss?):\\?/\\?/([A-Za-z0-9_.-]+)")
 _FETCHABLE = re.compile(r"^(?:(?:https?|wss?|ftp):)?//[A-Za-z0-9*]", re.IGNORECASE)
-_CHUNK = re.compile(r"""["'`]\./([A-Za-z0-9_.-]+\.m?js)["'`]""")
+_CHUNK = re.compile(r"""["'`]\./(([A-Za-z0-9_.-]+?)(?:-[A-Za-z0-9_-]{8})?\.m?js)["'`]""")
 _PATH = re.compile(r"(?:\.{1,2}/)*(?:[A-Za-z0-9_*@.-]+/)*(?:[A-Za-z0-9_*@.-]+)?")
 _KNOWN = {".html", ".css", ".js", ".mjs", ".py", ".wasm", ".json", ".whl", ".zip", ".svg", ".png", ".ico", ".onnx"}
 
@@ -204,8 +203,8 @@ def _third_party(dist: Path, name: str) -> list[str]:
         f"{name} names the host {host}: find out whether it is asked, and say so in build/check.py." for host in hosts
     ]
     if name.startswith("pyscript/"):
-        for chunk in sorted(set(_CHUNK.findall(text))):
-            if not (path.parent / chunk).is_file() and not chunk.startswith(tuple(ABSENT)):
+        for chunk, stem in sorted(set(_CHUNK.findall(text))):
+            if not (path.parent / chunk).is_file() and stem not in ABSENT:
                 faults.append(f"{name} imports {chunk}, which is not in build/vendor.json nor known to be unneeded.")
     return faults
 

@@ -234,9 +234,9 @@ def test_a_third_party_host_needs_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_pyscript_chunk_must_travel_or_be_known_as_unneeded(tmp_path: Path) -> None:
-    assert vendored(tmp_path / "1", "pyscript/core.js", 'import("./py-editor-Ab1.js"); import("./core.js")') == []
-    (fault,) = vendored(tmp_path / "2", "pyscript/core.js", 'import("./brand-new-Ab1.js")')
-    assert fault.startswith("pyscript/core.js imports brand-new-Ab1.js")
+    assert vendored(tmp_path / "1", "pyscript/core.js", 'import("./py-Dl-y4L1b.js"); import("./core.js")') == []
+    (fault,) = vendored(tmp_path / "2", "pyscript/core.js", 'import("./py-editor-C4XsZtn7.js")')
+    assert fault.startswith("pyscript/core.js imports py-editor-C4XsZtn7.js")
 
 
 def test_the_table_counts_what_travels(dist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
