@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kernels
 import numpy as np
 import numpy.typing as npt
+
+import kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tests" / "kernels" / "run.mjs"
@@ -31,7 +32,7 @@ class Answer:
     seconds: float
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What the session threw: its fault kind and its sentence."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -53,7 +54,7 @@ def run(
     """Open the model in ``folder`` and run ``steps`` ({ids, positions?, rewind?, logits?}).
 
     ``manifest`` overrides keys of the manifest, which needs ``plan``, ``files`` and ``architecture.context`` here.
-    Raises Fault.
+    Raises FaultError.
     """
     files = [{"name": path.name, "bytes": path.stat().st_size} for path in folder.iterdir() if path.is_file()]
     whole = {"plan": "plan.json", "files": files, "architecture": {"context": 512}} | manifest
@@ -74,7 +75,7 @@ def run(
         lines = [json.loads(line) for line in answers.read_text().splitlines()]
     for line in lines:
         if "fault" in line:
-            raise Fault(line["fault"], line["detail"])
+            raise FaultError(line["fault"], line["detail"])
     return lines[0], [_answer(step, line) for step, line in zip(steps, lines[1:], strict=True)]
 
 

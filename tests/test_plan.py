@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cpu_session
-import kernel_graph
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from kernel_graph import Array, Shape
-from onnx import helper
 
+import cpu_session
+import kernel_graph
 from exporter import plan
+from kernel_graph import Array, Shape
 
 SHAPES = {
     "llama": Shape(),

@@ -24,7 +24,7 @@ INLINE void gemv4(const uint8_t *w, const float *s, const float *z, const int8_t
   for (int b = 0; b < blocks; b++) {
     vec d[2][2];
     UNROLL for (int i = 0; i < 2; i++) d[i][0] = d[i][1] = wasm_i32x4_splat(0);
-    UNROLL for (int g = 0; g < 8; g++) {
+    UNROLL_TWICE for (int g = 0; g < 8; g++) {
       vec q = load(w + g * 16), t = splat32(a + g * 4);
       d[g & 1][0] = dot4(t, wasm_v128_and(q, low), d[g & 1][0]);
       d[g & 1][1] = dot4(t, wasm_v128_and(wasm_u16x8_shr(q, 4), low), d[g & 1][1]);
@@ -55,7 +55,7 @@ INLINE void gemm4(const uint8_t *u, const float *s, const float *z, const int8_t
   for (int b = 0; b < blocks; b++) {
     vec d[TILE][2];
     UNROLL for (int m = 0; m < TILE; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
-    UNROLL for (int g = 0; g < 8; g++) {
+    ROLLED for (int g = 0; g < 8; g++) {
       vec w0 = load(u + g * 32), w1 = load(u + g * 32 + 16);
       UNROLL for (int m = 0; m < TILE; m++) {
         vec t = splat32(a + g * 16 + m * 4);
@@ -95,7 +95,7 @@ INLINE void gemv4(const uint8_t *w, const float *s, const float *z, const int16_
   vec x0 = f_splat(0.f), x1 = x0, low = wasm_i16x8_splat(15);
   for (int b = 0; b < blocks; b++) {
     vec d0 = wasm_i32x4_splat(0), d1 = d0;
-    UNROLL for (int g = 0; g < 8; g++) {
+    ROLLED for (int g = 0; g < 8; g++) {
       vec q = load(w + g * 16), even = splat32(a + g * 4), odd = splat32(a + g * 4 + 2);
       d0 = dot2(even, wasm_v128_and(q, low), d0);
       d1 = dot2(even, wasm_v128_and(wasm_u16x8_shr(q, 4), low), d1);
