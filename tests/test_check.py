@@ -49,6 +49,7 @@ def test_a_whole_site_has_no_fault(dist: Path) -> None:
         ("style.css", '@import "//cdn.example/x.css";'),
         ("app.js", "fetch('https://cdn.example/x');"),
         ("app.js", "const slash = /[/'\"]/; fetch(`https://${host}/x`);"),
+        ("app.js", "const quote = /[x/]'/; fetch('https://cdn.example/x');"),
         ("app.js", "const text = `${ok ? `a ${'https://cdn.example'} b` : ''}`;"),
         ("app.js", "new WebSocket('wss://cdn.example/x');"),
         ("app.js", "const half = 4 / 2; const u = '//cdn.example/x'; const other = 4 / 2;"),
@@ -73,7 +74,9 @@ def test_an_outside_address_is_found(tmp_path: Path, name: str, text: str) -> No
             "index.html",
             '<!-- https://a.example --><a href="https://a.example/licence">Licence</a><a href="#top">Top</a>',
         ),
-        ("index.html", '<img src="data:image/png;base64,AAAA">'),
+        ("index.html", '<img src="data:image/png;base64,AAAA"><svg><use href="#icon"/></svg>'),
+        ("index.html", '<img srcset="style.css 1x, app.js 2x">'),
+        ("index.html", "<style>a { color: red }</style><p>url(absent.png)</p>"),
         ("icon.svg", '<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0"/></svg>'),
         ("style.css", "/* url(https://a.example/x) */ a { color: red }"),
         (
