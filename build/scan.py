@@ -98,7 +98,7 @@ class _Reader(html.parser.HTMLParser):
                 self.found += [Mention(line, text, must_resolve=True) for text in _config_addresses(config)]
             elif name == "style":
                 self.found += [Mention(line, item.text, must_resolve=True) for item in _css(value)]
-            elif name in ADDRESS_ATTRIBUTES and (tag, name) not in FOLLOWED and not value.startswith("#"):
+            elif name in ADDRESS_ATTRIBUTES and (tag, name) not in FOLLOWED:
                 pieces = [piece.split()[0] for piece in value.split(",")] if name == "srcset" else [value]
                 self.found += [Mention(line, piece, must_resolve=True) for piece in pieces]
 

@@ -76,7 +76,7 @@ def test_an_outside_address_is_found(tmp_path: Path, name: str, text: str) -> No
         ),
         ("index.html", '<img src="data:image/png;base64,AAAA"><svg><use href="#icon"/></svg>'),
         ("index.html", '<img srcset="style.css 1x, app.js 2x">'),
-        ("index.html", "<style>a { color: red }</style><p>url(absent.png)</p>"),
+        ("index.html", "<style>a { color: red }</style>url(absent.png)"),
         ("icon.svg", '<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0"/></svg>'),
         ("style.css", "/* url(https://a.example/x) */ a { color: red }"),
         (
@@ -292,3 +292,8 @@ def test_site_json_is_what_the_page_reads(dist: Path) -> None:
     site = json.loads((dist / "site.json").read_text())
     assert set(site) == {"version", "models", "files"}
     assert set(site["models"][0]) == {"slug", "title", "bytes"}
+
+
+def test_templates_are_read_through_braces_and_escapes() -> None:
+    found = scan._javascript("const t = `a${{b: 'c'}.b}d`, u = `e\\`f`, g = 'h';")
+    assert {mention.text for mention in found} == {"c", "a*d", "e\\`f", "h"}
