@@ -7,12 +7,6 @@ import { choose } from "./sessions/choose.js";
 
 export const BASE = new URL("./", import.meta.url);
 
-// A function with one instruction of relaxed SIMD (i16x8.relaxed_q15mulr_s): compiles only where our kernels can run.
-const RELAXED_SIMD = Uint8Array.of(
-  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 15, 1, 13, 0,
-  65, 1, 253, 15, 65, 2, 253, 15, 253, 145, 2, 11,
-);
-
 /**
  * The verified files of a model: {read(name) → Promise<Uint8Array>}.
  *
@@ -91,12 +85,13 @@ export async function openTokenizer(bytes) {
 
 /** What this browser and this site offer, for choose(). */
 export async function facts(manifest, site) {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   return {
-    adapter: Boolean(await navigator.gpu?.requestAdapter().catch(() => null)),
+    adapter: adapter ? (adapter.info?.isFallbackAdapter ? "software" : "hardware") : "none",
     jspi: typeof WebAssembly.Suspending === "function",
     isolated: self.crossOriginIsolated === true,
     cores: navigator.hardwareConcurrency || 1,
-    int4: "sessions/cpu.js" in site.files && WebAssembly.validate(RELAXED_SIMD),
+    int4: "sessions/cpu.js" in site.files,
     plan: manifest.plan,
     graphs: manifest.graphs,
   };

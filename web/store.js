@@ -78,12 +78,20 @@ async function fetchInto(directory, entry, url, meter) {
   await part.move(entry.sha256);
 }
 
-/** Remove what no model of the site names any more. */
+/** Remove what no model of the site names any more. A manifest that cannot be had spares everything. */
 async function tidy(directory, site) {
-  const named = new Set(Object.values(site.files).map((file) => file.sha256));
+  const manifests = await Promise.all(
+    site.models.map(({ slug }) => fetchJson(manifestUrl(slug), "manifest").catch(() => null)),
+  );
+  if (manifests.includes(null)) return;
+  const named = new Set(manifests.flatMap((manifest) => needed(manifest).map((entry) => entry.sha256)));
   for await (const name of directory.keys()) {
     if (!named.has(name.replace(/\.part$/, ""))) await directory.removeEntry(name).catch(() => {});
   }
+}
+
+function manifestUrl(slug) {
+  return new URL(`models/${encodeURIComponent(slug)}/manifest.json`, BASE).href;
 }
 
 /** Whether the files can be kept here: OPFS with sync handles and rename, which plain http and some private modes lack. */
@@ -103,8 +111,7 @@ async function canKeep(bytes) {
 async function load(slug) {
   const site = await fetchJson(new URL("site.json", BASE).href, "manifest");
   const chosen = slug || site.models[0]?.slug;
-  const model = new URL(`models/${encodeURIComponent(chosen)}/`, BASE);
-  const manifest = await fetchJson(new URL("manifest.json", model).href, "manifest");
+  const manifest = await fetchJson(manifestUrl(chosen), "manifest");
   const entries = needed(manifest);
   const total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
   const directory = await canKeep(total);
@@ -115,7 +122,7 @@ async function load(slug) {
     // One tab at a time: a second one waits here and then finds the files whole.
     await navigator.locks.request(`handbill ${BASE.pathname}`, async () => {
       await tidy(directory, site);
-      for (const entry of entries) await fetchInto(directory, entry, new URL(entry.name, model).href, meter);
+      for (const entry of entries) await fetchInto(directory, entry, new URL(entry.name, manifestUrl(chosen)).href, meter);
     });
   } catch (error) {
     if (error.name !== "QuotaExceededError") throw error;
