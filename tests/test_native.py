@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 import tiny_graph
 from exporter import native
 from exporter.native import NativeSession, RustTokenizer
+from handbill.generate import Done, Generator
+from handbill.sampling import Settings
 from handbill.session import SessionError
+from handbill.speculate import PromptLookup
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_chunks_and_decode_match_numpy_while_the_cache_grows(session: NativeSess
         session.logits([1])
 
 
-@settings(deadline=None, max_examples=40)
+@hypothesis_settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=6))
 def test_after_any_rewinds_the_logits_are_those_of_the_tokens_kept(
     session: NativeSession, moves: list[tuple[int, int]]
@@ -145,3 +149,41 @@ def test_the_tokenizer_adds_no_bos_and_reads_special_tokens(tmp_path: Path) -> N
     assert tokenizer.decode(ids) == "é"
     assert tokenizer.decode(ids[:1]) == "\N{REPLACEMENT CHARACTER}"
     assert tokenizer.encode("") == []
+
+
+class Letters:
+    """One token per printable ASCII character."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) - 32 for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(chr(32 + i) for i in ids)
+
+
+@pytest.mark.parametrize("drafter", [None, PromptLookup()], ids=["plain", "prompt lookup"])
+def test_the_loop_over_onnxruntime_gives_numpys_greedy_tokens_turn_after_turn(
+    graph: Path, drafter: PromptLookup | None
+) -> None:
+    session = NativeSession(graph, tiny_graph.KV, context=200, chunk=7, threads=1)
+    tokenizer = Letters()
+    generator = Generator(session, tokenizer, [0], lambda: 0.0, drafter)
+
+    async def ask(prompt: str) -> Done:
+        events = [event async for event in generator.answer(prompt, Settings(temperature=0, max_tokens=30))]
+        assert isinstance(events[-1], Done)
+        return events[-1]
+
+    prompt = "What is the capital of France?"
+    for question in ("", " And of Italy?", " And of Spain?"):
+        prompt += question
+        want: list[int] = []
+        while len(want) < 30:
+            token = int(tiny_graph.logits([*tokenizer.encode(prompt), *want])[-1].argmax())
+            if token == 0:
+                break
+            want.append(token)
+        done = asyncio.run(ask(prompt))
+        assert done.ids == want
+        assert not question or done.reused_tokens >= done.prompt_tokens - len(question) - 1
+        prompt += tokenizer.decode(want)
