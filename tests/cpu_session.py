@@ -48,24 +48,22 @@ def site() -> Path:
     return folder
 
 
-def run(
+def case(
     folder: Path, steps: list[dict[str, Any]], *, build: str = "relaxed", threads: int = 1, **manifest: Any
-) -> tuple[dict[str, Any], list[Answer]]:
-    """Open the model in ``folder`` and run ``steps`` ({ids, positions?, rewind?, logits?}).
+) -> dict[str, Any]:
+    """The model in ``folder`` and ``steps`` ({ids, positions?, rewind?, logits?}) to run on it.
 
-    ``manifest`` overrides keys of the manifest, which needs ``plan``, ``files`` and ``architecture.context`` here.
-    Raises FaultError.
+    ``manifest`` overrides keys of the manifest, of which ``plan``, ``files`` and ``architecture.context`` are read.
     """
     files = [{"name": path.name, "bytes": path.stat().st_size} for path in folder.iterdir() if path.is_file()]
     whole = {"plan": "plan.json", "files": files, "architecture": {"context": 512}} | manifest
-    request = {
-        "session": str(ROOT / "web" / "sessions" / "cpu.js"),
-        "base": str(site()),
-        "folder": str(folder),
-        "manifest": whole,
-        "choice": {"build": build, "threads": threads},
-        "steps": steps,
-    }
+    choice = {"build": build, "threads": threads}
+    return {"folder": str(folder), "manifest": whole, "choice": choice, "steps": steps}
+
+
+def run_all(cases: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Answer]] | FaultError]:
+    """Every case in one Node process: what the session says of itself and its answers, or what it threw."""
+    request = {"session": str(ROOT / "web" / "sessions" / "cpu.js"), "base": str(site()), "cases": cases}
     with tempfile.TemporaryDirectory() as scratch:
         question, answers = Path(scratch, "request.json"), Path(scratch, "answers")
         question.write_text(json.dumps(request | {"answers": str(answers)}))
@@ -73,10 +71,21 @@ def run(
         if not answers.is_file() or done.returncode:
             raise AssertionError(done.stderr)
         lines = [json.loads(line) for line in answers.read_text().splitlines()]
-    for line in lines:
+    results: list[tuple[dict[str, Any], list[Answer]] | FaultError] = []
+    for one, line in zip(cases, lines, strict=True):
         if "fault" in line:
-            raise FaultError(line["fault"], line["detail"])
-    return lines[0], [_answer(step, line) for step, line in zip(steps, lines[1:], strict=True)]
+            results.append(FaultError(line["fault"], line["detail"]))
+        else:
+            results.append((line["info"], [_answer(*pair) for pair in zip(one["steps"], line["done"], strict=True)]))
+    return results
+
+
+def run(folder: Path, steps: list[dict[str, Any]], **options: Any) -> tuple[dict[str, Any], list[Answer]]:
+    """One ``case`` alone. Raises FaultError."""
+    (result,) = run_all([case(folder, steps, **options)])
+    if isinstance(result, FaultError):
+        raise result
+    return result
 
 
 def _answer(step: dict[str, Any], line: dict[str, Any]) -> Answer:

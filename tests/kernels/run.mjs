@@ -1,6 +1,6 @@
-// Runs web/sessions/cpu.js under Node: node run.mjs REQUEST.json, where the request names the model's folder, its
-// manifest, the kernels' folder and what to do. Writes
-// one JSON document per line, one for each step, into the file that the request names for answers.
+// Runs web/sessions/cpu.js under Node: node run.mjs REQUEST.json, where the request lists cases: a model's folder,
+// its manifest and the steps to do. Writes one JSON document per line, one for each case, into the file that the request
+// names for answers.
 
 import fs from "node:fs/promises";
 import { openSync, readFileSync, writeSync } from "node:fs";
@@ -40,26 +40,30 @@ const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byte
 const say = (message) => writeSync(answers, `${JSON.stringify(message)}\n`);
 const answers = openSync(request.answers, "w");
 
-try {
+async function run({ folder, manifest, choice, steps }) {
   const session = await open({
-    manifest: request.manifest,
-    read: async (name) => new Uint8Array(await fs.readFile(path.join(request.folder, name))),
+    manifest,
+    read: async (name) => new Uint8Array(await fs.readFile(path.join(folder, name))),
     base: pathToFileURL(`${request.base}/`).href,
     onProgress: () => {},
-    choice: request.choice,
+    choice,
   });
-  say({ context: session.context, chunk: session.chunk, runtime: session.runtime, bytes: session.bytes });
-  for (const step of request.steps) {
+  const info = { context: session.context, chunk: session.chunk, runtime: session.runtime, bytes: session.bytes };
+  const done = [];
+  for (const step of steps) {
     if (step.rewind !== undefined) session.rewind(step.rewind);
     const positions = step.positions ?? 1;
     const started = performance.now();
     const top = await session.step(Int32Array.from(step.ids), positions);
     const seconds = (performance.now() - started) / 1000;
     const logits = Array.from({ length: step.logits ? positions : 0 }, (_, i) => base64(session.logits(i)));
-    say({ ids: base64(top.ids), logits: base64(top.logits), all: logits, seconds, length: session.length });
+    done.push({ ids: base64(top.ids), logits: base64(top.logits), all: logits, seconds });
   }
   session.close();
-} catch (error) {
-  say({ fault: error.fault ?? error.name, detail: error.message });
+  return { info, done };
+}
+
+for (const one of request.cases) {
+  say(await run(one).catch((error) => ({ fault: error.fault ?? error.name, detail: error.message })));
 }
 process.exit(0);
