@@ -1,0 +1,142 @@
+"""Block-quantized weights: the stored form of every linear layer and embedding, and round-to-nearest into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix [rows, columns] in blocks of 32 along its columns, the last one padded with zero weights.
+
+    ``codes`` uint8 [rows, blocks, 32 · bits / 8], two 4-bit codes a byte, the lower nibble first; ``scales`` float16
+    [rows, blocks]. A weight is ``scale · code + minimum`` where ``minima`` (float16 [rows, blocks]) are given, as in
+    GGUF's Q4_1; else ``scale · (code - zero)`` with ``zeros`` (uint8 [rows, blocks]) or the middle code (8 or 128).
+    ``method`` says how the codes were found; ``error`` is the largest absolute difference from the source weights.
+    """
+
+    bits: int
+    columns: int
+    codes: Tensor
+    scales: Tensor
+    minima: Tensor | None
+    zeros: Tensor | None
+    method: str
+    error: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        return int(self.codes.shape[0])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the weights take in the shards."""
+        total = self.codes.numel() + 2 * self.scales.numel()
+        if self.minima is not None:
+            total += 2 * self.minima.numel()
+        if self.zeros is not None:
+            total += pack_zeros(self.zeros, self.bits).numel()
+        return total
+
+    @property
+    def form(self) -> tuple[int, bool, bool]:
+        """What must agree before matrices may be stacked: bits, whether there are minima, whether there are zeros."""
+        return self.bits, self.minima is not None, self.zeros is not None
+
+    def dequantize(self) -> Tensor:
+        """The weights that every runtime computes with, float32 [rows, columns]."""
+        codes = (unpack_nibbles(self.codes) if self.bits == 4 else self.codes).float()
+        scales = self.scales.float().unsqueeze(-1)
+        if self.minima is not None:
+            weights = codes * scales + self.minima.float().unsqueeze(-1)
+        elif self.zeros is not None:
+            weights = (codes - self.zeros.float().unsqueeze(-1)) * scales
+        else:
+            weights = (codes - (1 << (self.bits - 1))) * scales
+        return weights.flatten(1)[:, : self.columns]
+
+    def take_rows(self, index: Tensor) -> Blocks:
+        """The same blocks with rows in the order of ``index`` (int64 [rows])."""
+        return replace(
+            self,
+            codes=self.codes[index],
+            scales=self.scales[index],
+            minima=None if self.minima is None else self.minima[index],
+            zeros=None if self.zeros is None else self.zeros[index],
+        )
+
+
+def stack(parts: list[Blocks]) -> Blocks | None:
+    """Matrices below one another, or None where their forms differ."""
+    first = parts[0]
+    if any(part.form != first.form or part.columns != first.columns for part in parts):
+        return None
+
+    def join(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present) if present else None
+
+    return replace(
+        first,
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        minima=join([part.minima for part in parts]),
+        zeros=join([part.zeros for part in parts]),
+        error=max(part.error for part in parts),
+    )
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 [..., n] of 4-bit codes → uint8 [..., n / 2], the first of each pair in the lower nibble."""
+    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).contiguous()
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """The inverse of pack_nibbles: uint8 [..., n / 2] → uint8 [..., n]."""
+    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+
+
+def pack_zeros(zeros: Tensor, bits: int) -> Tensor:
+    """Zero points as MatMulNBits reads them: uint8 [rows, blocks] → the same, or for 4 bits [rows, ⌈blocks / 2⌉]."""
+    if bits == 8:
+        return zeros
+    if zeros.shape[-1] % 2:
+        zeros = torch.nn.functional.pad(zeros, (0, 1))
+    return pack_nibbles(zeros)
+
+
+def round_to_nearest(weights: Tensor, bits: int) -> Blocks:
+    """Quantize float [rows, columns] by rounding, 4 bits with a zero point per block, 8 bits symmetrically.
+
+    Scales are rounded to float16 before the codes are chosen, so that what is stored is what was optimized.
+    """
+    rows, columns = weights.shape
+    blocks = -(-columns // BLOCK_SIZE)
+    weights = weights.detach().float()
+    padded = torch.nn.functional.pad(weights, (0, blocks * BLOCK_SIZE - columns)).view(rows, blocks, BLOCK_SIZE)
+    top = (1 << bits) - 1
+    tiny = torch.finfo(torch.float16).smallest_normal
+    if bits == 8:
+        scales = (padded.abs().amax(-1, keepdim=True) / 127).clamp(min=tiny).half()
+        zeros = torch.full_like(scales, 128, dtype=torch.float32)
+    else:
+        low = padded.amin(-1, keepdim=True).clamp(max=0)
+        high = padded.amax(-1, keepdim=True).clamp(min=0)
+        scales = ((high - low) / top).clamp(min=tiny).half()
+        zeros = (-low / scales.float()).round().clamp(0, top)
+    codes = (padded / scales.float()).round_().add_(zeros).clamp_(0, top).to(torch.uint8)
+    result = Blocks(
+        bits=bits,
+        columns=columns,
+        codes=codes if bits == 8 else pack_nibbles(codes),
+        scales=scales.squeeze(-1),
+        minima=None,
+        zeros=None if bits == 8 else zeros.to(torch.uint8).squeeze(-1),
+        method=f"round to nearest, {bits} bit",
+    )
+    return replace(result, error=float((result.dequantize() - weights).abs().max()))

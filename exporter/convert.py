@@ -1,0 +1,165 @@
+"""Hand a substituted model to Hugging Face Optimum, which traces it into model.onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimum.exporters.onnx import onnx_export_from_model
+from optimum.exporters.onnx.model_patcher import ModelPatcher
+from optimum.exporters.tasks import TasksManager
+from transformers.cache_utils import Cache
+
+from exporter.substitute import NewKeysOnly, Step, Substituted, rotary_inside
+
+TOP_K = 64
+OPSET = 20
+_PARAMETERS = ("input_ids", "positions", "seqlens_k", "total_sequence_length", "past_key_values")
+
+
+class SubstitutedPatcher(ModelPatcher):  # type: ignore[misc]
+    """Gives the model the forward signature of our graph (inputs and outputs as in ARCHITECTURE.md) while traced."""
+
+    def __init__(self, config: Any, model: Any, model_kwargs: dict[str, Any] | None = None) -> None:
+        # Optimum forces logits_to_keep=0 through model_kwargs: lm_head would see every position.
+        kwargs = {key: value for key, value in (model_kwargs or {}).items() if key != "logits_to_keep"}
+        super().__init__(config, model, kwargs)
+        inner, substituted = self.orig_forward, config.substituted
+        self._original, self._rotary = self.orig_forward, contextlib.ExitStack()
+        self._rotary_modules = substituted.rotary_modules
+
+        def forward(
+            input_ids: Any, positions: Any, seqlens_k: Any, total_sequence_length: Any, past_key_values: Any, **_: Any
+        ) -> dict[str, Any]:
+            layers = past_key_values.layers if isinstance(past_key_values, Cache) else None
+            past = [(layer.keys, layer.values) for layer in layers] if layers else list(past_key_values)
+            step = Step(past=past, seqlens_k=seqlens_k, total=total_sequence_length)
+            substituted.begin(step)
+            cache = NewKeysOnly(past[0][0].shape[2])
+            outputs = inner(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=positions)
+            logits = outputs["logits"]
+            values, ids = torch.topk(logits, min(TOP_K, logits.shape[-1]), dim=-1)
+            present = tuple(step.present[layer] for layer in range(substituted.layers))
+            return {"logits": logits, "topk_logits": values, "topk_ids": ids, "past_key_values": present}
+
+        # Optimum calls self.orig_forward and orders the graph's inputs by its signature.
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, kind, default=None) for name in _PARAMETERS]
+        )
+        self.orig_forward = forward
+        self._wrap(forward)
+
+    def _wrap(self, forward: Any) -> None:
+        """patched_forward carries functools.wraps of the old forward; the exporter reads its signature too."""
+        self.patched_forward.__wrapped__ = forward
+        self.patched_forward.__signature__ = forward.__signature__
+
+    def __enter__(self) -> Any:
+        super().__enter__()
+        self._rotary.enter_context(rotary_inside(self._rotary_modules))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._rotary.close()
+        super().__exit__(*exception)
+        setattr(self._model, self.orig_forward_name, self._original)
+
+
+def _onnx_config(substituted: Substituted, kv_heads: int, head_dim: int) -> Any:
+    """The architecture's own registered OnnxConfig, with our inputs and outputs."""
+    model, layers = substituted.model, substituted.layers
+    constructor = TasksManager.get_exporter_config_constructor(
+        model=model, exporter="onnx", task="text-generation", library_name="transformers"
+    )
+    base = getattr(constructor, "func", constructor)
+    cache_axes = {0: "batch_size", 2: "past_sequence_length"}
+    present_axes = {0: "batch_size", 2: "total_length"}
+    asked = {0: "batch_size", 1: "num_positions"}
+
+    class SubstitutedConfig(base):  # type: ignore[misc, valid-type]
+        _MODEL_PATCHER = SubstitutedPatcher
+
+        @property
+        def inputs(self) -> dict[str, dict[int, str]]:
+            past = {f"past_key_values.{i}.{kind}": cache_axes for i in range(layers) for kind in ("key", "value")}
+            names: dict[str, dict[int, str]] = {
+                "input_ids": {0: "batch_size", 1: "sequence_length"},
+                "positions": {0: "num_positions"},
+                "seqlens_k": {0: "batch_size"},
+                "total_sequence_length": {},
+            }
+            return names | past
+
+        @property
+        def outputs(self) -> dict[str, dict[int, str]]:
+            present = {f"present.{i}.{kind}": present_axes for i in range(layers) for kind in ("key", "value")}
+            return {"logits": asked, "topk_logits": asked, "topk_ids": asked} | present
+
+        def ordered_inputs(self, _: Any) -> dict[str, dict[int, str]]:
+            return self.inputs
+
+        def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+            past, tokens = 3, 5
+            zeros = torch.zeros(1, kv_heads, past, head_dim)
+            return {
+                "input_ids": torch.zeros(1, tokens, dtype=torch.int64),
+                "positions": torch.tensor([1, 4]),
+                "seqlens_k": torch.tensor([past + tokens - 1], dtype=torch.int32),
+                "total_sequence_length": torch.tensor(past + tokens, dtype=torch.int32),
+                "past_key_values": [(zeros, zeros) for _ in range(layers)],
+            }
+
+    config = SubstitutedConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=True)
+    config.substituted = substituted
+    return config
+
+
+def convert(substituted: Substituted, kv_heads: int, head_dim: int, folder: Path) -> Path:
+    """Trace into ``folder``/model.onnx (+ model.onnx_data) and return its path. ``folder`` must be empty or new."""
+    with _quiet(), _external_data():
+        onnx_export_from_model(
+            substituted.model,
+            folder,
+            task="text-generation-with-past",
+            opset=OPSET,
+            custom_onnx_configs={"model": _onnx_config(substituted, kv_heads, head_dim)},
+            do_validation=False,  # verify compares far more than Optimum's one dummy input
+            no_post_process=True,
+            do_constant_folding=False,  # folding would write a shared tensor twice
+            batch_size=1,
+        )
+    return folder / "model.onnx"
+
+
+@contextlib.contextmanager
+def _external_data() -> Iterator[None]:
+    saved = os.environ.get("FORCE_ONNX_EXTERNAL_DATA")
+    os.environ["FORCE_ONNX_EXTERNAL_DATA"] = "1"
+    try:
+        yield
+    finally:
+        if saved is None:
+            del os.environ["FORCE_ONNX_EXTERNAL_DATA"]
+        else:
+            os.environ["FORCE_ONNX_EXTERNAL_DATA"] = saved
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing warns of every Python branch it passes; verify is what says whether a branch mattered."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

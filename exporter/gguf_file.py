@@ -1,0 +1,170 @@
+"""A GGUF file as a checkpoint: its config, its weights as Blocks where a format goes in without loss.
+
+Block formats: ggml's quantization of type n (docs/gguf.md of the ggml project). q and k rows of llama-like models are
+stored permuted for interleaved rotary; the permutation moves whole rows, so it can be undone on blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from exporter.blocks import BLOCK_SIZE, Blocks, pack_nibbles
+from exporter.errors import ExportError
+
+LOSSLESS = {"Q4_0", "Q4_1", "Q8_0"}
+_PERMUTED = {"llama", "mistral", "smollm3"}
+_NORM_PLUS_ONE = {"gemma", "gemma2", "gemma3_text"}
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """One tensor: its GGUF type by name and its bytes, uint8 [rows, bytes a row] or float."""
+
+    name: str
+    type: str
+    data: Any
+
+    def blocks(self, order: Tensor | None) -> Blocks | None:
+        """The tensor as Blocks, exactly, or None for a type that has no exact form. ``order`` permutes its rows."""
+        if self.type not in LOSSLESS or self.data.ndim != 2:
+            return None
+        made = _READERS[self.type](np.ascontiguousarray(self.data))
+        return made if order is None else made.take_rows(order)
+
+    def weights(self, order: Tensor | None = None) -> Tensor:
+        """float32 weights [rows, columns] or [n]."""
+        array = gguf.quants.dequantize(self.data, gguf.GGMLQuantizationType[self.type])
+        tensor = torch.from_numpy(np.array(array, dtype=np.float32))
+        return tensor if order is None else tensor[order]
+
+
+class GGUFFile:
+    """An opened GGUF. Raises ExportError, in words, for a file that is not a whole GGUF of a version we know."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _check_header(path)
+        try:
+            self.reader = gguf.GGUFReader(path)
+        except (ValueError, IndexError, KeyError, OverflowError) as error:
+            raise ExportError(
+                f"{path.name} is damaged or was not downloaded whole ({str(error).splitlines()[0]}); download it again."
+            ) from error
+        size = path.stat().st_size
+        for tensor in self.reader.tensors:
+            if tensor.data_offset + tensor.n_bytes > size:
+                raise ExportError(
+                    f"{path.name} ends in the middle of {tensor.name} ({size:,} bytes on disk); download it again."
+                )
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """A metadata value, or ``default``."""
+        entry = self.reader.get_field(key)
+        return default if entry is None else entry.contents()
+
+    def config(self) -> PretrainedConfig:
+        """The transformers config of the architecture the file names."""
+        architecture = self.value("general.architecture")
+        try:
+            settings = load_gguf_checkpoint(str(self.path), return_tensors=False)["config"]
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise ExportError(
+                f"{self.path.name} holds the architecture {architecture!r}, which cannot be read from a GGUF; "
+                "pass the original checkpoint's folder instead."
+            ) from error
+        config = AutoConfig.for_model(**settings)
+        names = {tensor.name for tensor in self.reader.tensors}
+        config.tie_word_embeddings = "output.weight" not in names
+        return config
+
+    def tensors(self, model: torch.nn.Module, config: Any) -> Iterator[tuple[str, GGUFTensor, Tensor | None]]:
+        """(parameter name, tensor, row order or None) for every parameter of ``model``, in the model's order."""
+        stored = {tensor.name: tensor for tensor in self.reader.tensors}
+        names = _name_map(self.value("general.architecture"), int(config.num_hidden_layers))
+        for parameter, _ in model.named_parameters():
+            base, _, suffix = parameter.rpartition(".")
+            gguf_name = names.get_name(base)
+            tensor = stored.get(f"{gguf_name}.{suffix}")
+            if tensor is None:
+                raise ExportError(f"{self.path.name} has no tensor for {parameter}; it is not a whole model.")
+            yield parameter, GGUFTensor(tensor.name, tensor.tensor_type.name, tensor.data), _row_order(config, parameter)
+
+    def norm_offset(self, config: Any, parameter: str) -> float:
+        """What to subtract from a stored norm weight: llama.cpp adds the 1 of Gemma's 1 + weight into the file."""
+        return 1.0 if config.model_type in _NORM_PLUS_ONE and parameter.endswith("norm.weight") else 0.0
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:4] != b"GGUF":
+        raise ExportError(f"{path.name} does not begin with GGUF; it is another kind of file or is damaged.")
+    version = int.from_bytes(head[4:8], "little") if len(head) == 8 else 0
+    if version not in (2, 3):
+        raise ExportError(f"{path.name} is of GGUF version {version}; versions 2 and 3 can be read.")
+
+
+def _name_map(architecture: str, layers: int) -> Any:
+    for key, name in gguf.MODEL_ARCH_NAMES.items():
+        if name == architecture:
+            return gguf.get_tensor_name_map(key, layers)
+    raise ExportError(f"The GGUF architecture {architecture!r} is not known to the gguf package.")
+
+
+def _row_order(config: Any, parameter: str) -> Tensor | None:
+    """Row numbers that undo llama.cpp's permutation: it stores a head's rows as (pair, half) instead of (half, pair)."""
+    if config.model_type not in _PERMUTED or not parameter.endswith(("q_proj.weight", "k_proj.weight")):
+        return None
+    heads = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return torch.arange(heads * head_dim).view(heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
+
+
+def _halves(data: Any, start: int) -> Tensor:
+    return torch.from_numpy(data[..., start : start + 2].copy().view(np.float16)[..., 0])
+
+
+def _split(data: Any, bytes_a_block: int) -> Any:
+    return data.reshape(data.shape[0], -1, bytes_a_block)
+
+
+def _nibbles(data: Any) -> Tensor:
+    """ggml keeps code i in the low and code i + 16 in the high nibble of byte i; ours are neighbours in one byte."""
+    raw = torch.from_numpy(data.copy())
+    return pack_nibbles(torch.cat((raw & 15, raw >> 4), -1))
+
+
+def _q4_0(data: Any) -> Blocks:
+    blocks = _split(data, 18)
+    columns = blocks.shape[1] * BLOCK_SIZE
+    return Blocks(4, columns, _nibbles(blocks[..., 2:]), _halves(blocks, 0), None, None, "GGUF Q4_0, exact")
+
+
+def _q4_1(data: Any) -> Blocks:
+    blocks = _split(data, 20)
+    codes, scales, minima = _nibbles(blocks[..., 4:]), _halves(blocks, 0), _halves(blocks, 2)
+    # The zero point is -minimum / scale, so a constant block (scale 0) is written as code 1 of a scale of its value.
+    flat = scales == 0
+    scales = torch.where(flat, torch.where(minima == 0, torch.ones_like(minima), minima), scales)
+    codes = torch.where(flat.unsqueeze(-1), torch.where(minima == 0, 0, 0x11).to(torch.uint8).unsqueeze(-1), codes)
+    minima = torch.where(flat, torch.zeros_like(minima), minima)
+    return Blocks(4, blocks.shape[1] * BLOCK_SIZE, codes, scales, minima, None, "GGUF Q4_1, exact")
+
+
+def _q8_0(data: Any) -> Blocks:
+    blocks = _split(data, 34)
+    codes = (torch.from_numpy(blocks[..., 2:].copy().view(np.int8)).to(torch.int16) + 128).to(torch.uint8)
+    return Blocks(8, blocks.shape[1] * BLOCK_SIZE, codes, _halves(blocks, 0), None, None, "GGUF Q8_0, exact")
+
+
+_READERS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q8_0": _q8_0}

@@ -1,0 +1,237 @@
+"""Passes over the traced graph: tidy it, fuse the residual norms, and move the weights into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+SHARD_BYTES = 64 << 20
+"""A shard is closed when the next tensor would take it past this; a larger tensor has a shard of its own."""
+
+ALIGNMENT = 64
+INLINE_BYTES = 256
+"""Tensors up to this size stay inside the graph."""
+
+CONTRIB = "com.microsoft"
+
+
+def load(path: Path) -> Any:
+    """The ModelProto at ``path``, its external tensors left on disk."""
+    return onnx.load(str(path), load_external_data=False)
+
+
+def is_external(tensor: Any) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def where(tensor: Any) -> dict[str, str]:
+    """location, offset and length of an external tensor, as text."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def tidy(model: Any) -> None:
+    """Constants become initializers; what only renames or reshapes an initializer becomes an initializer too."""
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        output = node.output[0]
+        if node.op_type == "Constant":
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = output
+            initializers[output] = tensor
+        elif node.op_type == "Identity" and node.input[0] in initializers:
+            renamed[output] = node.input[0]
+        elif node.op_type == "Reshape" and all(name in initializers for name in node.input):
+            initializers[output] = _reshaped(initializers[node.input[0]], initializers[node.input[1]], output)
+        else:
+            kept.append(node)
+    _replace_nodes(graph, kept)
+    used = {name for node in kept for name in node.input}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in initializers.items() if name in used)
+
+
+def _reshaped(tensor: Any, shape: Any, name: str) -> Any:
+    """``tensor`` under another name and shape: for an external one the same bytes, referred to twice."""
+    alias = onnx.TensorProto()
+    alias.CopyFrom(tensor)
+    alias.name = name
+    total = int(np.prod(list(tensor.dims), dtype=np.int64))
+    wanted = [tensor.dims[i] if size == 0 else int(size) for i, size in enumerate(numpy_helper.to_array(shape))]
+    known = int(np.prod([size for size in wanted if size != -1], dtype=np.int64))
+    alias.dims[:] = [total // known if size == -1 else size for size in wanted]
+    return alias
+
+
+def fuse_residual_norms(model: Any) -> None:
+    """Add → SimplifiedLayerNormalization becomes SkipSimplifiedLayerNormalization, which hands on the sum as well."""
+    graph = model.graph
+    producers = {output: node for node in graph.node for output in node.output}
+    initializers = {tensor.name for tensor in graph.initializer}
+    order = {id(node): index for index, node in enumerate(graph.node)}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    fused = set()
+    for node in graph.node:
+        if node.op_type != "SimplifiedLayerNormalization":
+            continue
+        add = producers.get(node.input[0])
+        if add is None or add.op_type != "Add" or any(name in initializers for name in add.input):
+            continue
+        total, weight, normed = node.input[0], node.input[1], node.output[0]
+        if any(order[id(reader)] < order[id(node)] for reader in readers[total] if reader is not node):
+            continue  # the sum is read before the norm runs
+        epsilon = attributes(node)["epsilon"]
+        node.op_type, node.domain = "SkipSimplifiedLayerNormalization", CONTRIB
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("epsilon", epsilon))
+        node.input[:] = [add.input[0], add.input[1], weight]
+        node.output[:] = [normed, "", "", total]
+        fused.add(id(add))
+    _replace_nodes(graph, [node for node in graph.node if id(node) not in fused])
+
+
+def set_accuracy_level(model: Any, level: int) -> None:
+    """accuracy_level of every MatMulNBits: 0 computes in float32, 4 quantizes activations to int8 by block."""
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            for item in node.attribute:
+                if item.name == "accuracy_level":
+                    item.i = level
+
+
+def shard(model: Any, data: Path, folder: Path, report: Any = None) -> list[Path]:
+    """Copy external tensors from ``data`` into ``folder``/weights-NN.bin in the order of use, each byte range once.
+
+    Rewrites the references of ``model``; returns the shards. ``report(bytes)`` is called as bytes are written.
+    """
+    placed: dict[tuple[int, int], tuple[str, int]] = {}
+    shards: list[Path] = []
+    size = 0
+    with data.open("rb") as source:
+        target = None
+        for tensor in _in_order_of_use(model):
+            place = where(tensor)
+            key = (int(place.get("offset", 0)), int(place["length"]))
+            if key[1] <= INLINE_BYTES:
+                source.seek(key[0])
+                tensor.raw_data = source.read(key[1])
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                del tensor.external_data[:]
+                continue
+            if key not in placed:
+                if target is None or size + key[1] > SHARD_BYTES:
+                    if target is not None:
+                        target.close()
+                    shards.append(folder / f"weights-{len(shards):02}.bin")
+                    target, size = shards[-1].open("wb"), 0
+                padding = -size % ALIGNMENT
+                target.write(b"\0" * padding)
+                size += padding
+                placed[key] = (shards[-1].name, size)
+                source.seek(key[0])
+                left = key[1]
+                while left:
+                    piece = source.read(min(left, 1 << 22))
+                    if not piece:
+                        raise OSError(f"{data} ended {left} bytes early")
+                    target.write(piece)
+                    left -= len(piece)
+                    if report:
+                        report(len(piece))
+                size += key[1]
+            name, offset = placed[key]
+            del tensor.external_data[:]
+            for entry, value in (("location", name), ("offset", offset), ("length", key[1])):
+                tensor.external_data.add(key=entry, value=str(value))
+        if target is not None:
+            target.close()
+    return shards
+
+
+def _in_order_of_use(model: Any) -> Iterable[Any]:
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer if is_external(tensor)}
+    for node in model.graph.node:
+        for name in node.input:
+            if name in tensors:
+                yield tensors.pop(name)
+
+
+def sum_form(model: Any) -> int:
+    """Rewrite each MatMulNBits with float zero points for runtimes that refuse those; the number of them.
+
+    ``Σ x · s · (c - z)`` is ``Σ x · s · (c - 8) + Σ_blocks (Σ x) · s · (8 - z)``: the first term needs no zero points, the
+    second is a small float MatMul of the activations' block sums, equally exact.
+    """
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    floats = {o for n in graph.node if n.op_type == "Div" for o in n.output}
+    zero_points = {o for n in graph.node if n.op_type == "Split" and n.input[0] in floats for o in n.output} | floats
+    rewritten: list[Any] = []
+    sums: dict[str, str] = {}
+    count = 0
+    made = {
+        "handbill.blocks": np.array([0, 0, -1, 32], np.int64),
+        "handbill.last": np.array([-1], np.int64),
+        "handbill.middle": np.array(8, np.float32),
+    }
+    for node in graph.node:
+        rewritten.append(node)
+        if node.op_type != "MatMulNBits" or len(node.input) < 4 or node.input[3] not in zero_points:
+            continue
+        count += 1
+        x, scales, zeros, output = node.input[0], node.input[2], node.input[3], node.output[0]
+        shape = attributes(node)
+        blocks = -(-shape["K"] // shape["block_size"])
+        if shape["K"] % shape["block_size"]:
+            raise ValueError(f"{output}: {shape['K']} columns are no multiple of the block size")
+        made[f"{output}.shape"] = np.array([shape["N"], blocks], np.int64)
+        rewritten.pop()
+        if x not in sums:
+            sums[x] = f"{x}.block_sums"
+            rewritten += [
+                helper.make_node("Reshape", [x, "handbill.blocks"], [f"{x}.blocks"]),
+                helper.make_node("ReduceSum", [f"{x}.blocks", "handbill.last"], [sums[x]], keepdims=0),
+            ]
+        rewritten += [
+            helper.make_node("Sub", ["handbill.middle", zeros], [f"{output}.shift"]),
+            helper.make_node("Mul", [f"{output}.shift", scales], [f"{output}.flat"]),
+            helper.make_node("Reshape", [f"{output}.flat", f"{output}.shape"], [f"{output}.rows"]),
+            helper.make_node("Transpose", [f"{output}.rows"], [f"{output}.correction"], perm=[1, 0]),
+            helper.make_node("MatMul", [sums[x], f"{output}.correction"], [f"{output}.corrected"]),
+        ]
+        bias = list(node.input[4:])
+        node.input[:] = [*node.input[:3], *(["", *bias] if any(bias) else [])]
+        node.output[0] = f"{output}.product"
+        rewritten += [node, helper.make_node("Add", [f"{output}.product", f"{output}.corrected"], [output])]
+    if count:
+        _replace_nodes(graph, rewritten)
+        graph.initializer.extend(
+            numpy_helper.from_array(value, name) for name, value in made.items() if name not in initializers
+        )
+    return count
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
