@@ -106,6 +106,9 @@ def _onnx_config(substituted: Substituted, kv_heads: int, head_dim: int) -> Any:
         def ordered_inputs(self, _: Any) -> dict[str, dict[int, str]]:
             return self.inputs
 
+        def fix_dynamic_axes(self, *_: Any, **__: Any) -> None:
+            """Optimum would load the model to find sizes; ours are said above."""
+
         def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
             past, tokens = 3, 5
             zeros = torch.zeros(1, kv_heads, past, head_dim)

@@ -15,7 +15,7 @@ SHARD_BYTES = 64 << 20
 
 ALIGNMENT = 64
 INLINE_BYTES = 256
-"""Tensors up to this size stay inside the graph."""
+"""Tensors up to this size stay inside the graph, and so do all int64 ones: shape inference reads those."""
 
 CONTRIB = "com.microsoft"
 
@@ -128,7 +128,7 @@ def shard(model: Any, data: Path, folder: Path, report: Any = None) -> list[Path
         for tensor in _in_order_of_use(model):
             place = where(tensor)
             key = (int(place.get("offset", 0)), int(place["length"]))
-            if key[1] <= INLINE_BYTES:
+            if key[1] <= INLINE_BYTES or tensor.data_type == onnx.TensorProto.INT64:
                 source.seek(key[0])
                 tensor.raw_data = source.read(key[1])
                 tensor.data_location = onnx.TensorProto.DEFAULT

@@ -1,0 +1,102 @@
+"""The gate: the finished graph against eager torch with the same weights, then against the source on a text.
+
+At accuracy_level 0 ONNX Runtime computes in float32, so a difference above 1e-4 is a wrong graph and not rounding.
+What ships is accuracy_level 4 (activations in int8 blocks), which moves logits by far more than that; its gate is the
+perplexity, recorded in the manifest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exporter.errors import ExportError
+from exporter.native import NativeSession
+from handbill.manifest import KVLayout
+
+TOLERANCE = 1e-4
+GATE_TOKENS = 256
+TEXT_TOKENS = 1024
+CHUNKS = (100, 100, 56)
+DECODED = 32
+TEXT = Path(__file__).with_name("text.txt")
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Largest absolute logit differences from eager torch."""
+
+    prefill: float
+    chunked: float
+    decode: float
+
+
+@torch.no_grad()
+def eager_logits(model: Any, ids: Sequence[int]) -> Floats:
+    """Logits of eager torch at every position, float32 [tokens, vocabulary]."""
+    logits: Floats = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
+    return logits
+
+
+def perplexity(logits: Floats, ids: Sequence[int]) -> float:
+    """exp of the mean negative log-likelihood of ids[1:], from the logits [tokens, vocabulary] of ids."""
+    total = 0.0
+    for row, target in zip(logits[:-1], ids[1:], strict=True):
+        top = float(row.max())
+        total += top + math.log(float(np.exp(row - top, dtype=np.float64).sum())) - float(row[target])
+    return math.exp(total / (len(ids) - 1))
+
+
+def compare(graph: Path, kv: KVLayout, reference: Floats, ids: Sequence[int], report: Callable[[int], None]) -> Differences:
+    """Run ``graph`` (accuracy_level 0) on ``ids`` in three ways, against ``reference`` [tokens, vocabulary].
+
+    Prefill at once, prefill in chunks, and the last tokens one by one over the KV cache. ``report`` is called with
+    the tokens done. Raises ExportError if one differs by more than TOLERANCE, or is not a number.
+    """
+    tokens = len(ids)
+    session = NativeSession(graph, kv, tokens, chunk=tokens)
+
+    def run(lengths: Sequence[int]) -> float:
+        session.rewind(0)
+        worst, start = 0.0, 0
+        for length in lengths:
+            logits = session.logits(ids[start : start + length], length)
+            difference = np.abs(logits - reference[start : start + length]).max()
+            worst = max(worst, float(difference)) if np.isfinite(difference) else math.inf
+            start += length
+            report(length)
+        return worst
+
+    first = max(1, tokens - DECODED)
+    scale = tokens / GATE_TOKENS
+    chunks = [max(1, int(length * scale)) for length in CHUNKS[:-1]]
+    found = Differences(run([tokens]), run([*chunks, tokens - sum(chunks)]), run([first, *[1] * (tokens - first)]))
+    session.close()
+    for way, value in vars(found).items():
+        if not value <= TOLERANCE:
+            raise ExportError(
+                f"{graph.name} differs from eager torch by {value:.2e} in {way} (at most {TOLERANCE:g} is allowed): "
+                "the graph is wrong for this model, so nothing was written. Please report the model's name."
+            )
+    return found
+
+
+def graph_perplexity(graph: Path, kv: KVLayout, ids: Sequence[int], report: Callable[[int], None]) -> float:
+    """Perplexity of ``graph`` as it stands on ``ids``."""
+    session = NativeSession(graph, kv, len(ids), chunk=GATE_TOKENS)
+    pieces = []
+    for start in range(0, len(ids), GATE_TOKENS):
+        part = ids[start : start + GATE_TOKENS]
+        pieces.append(session.logits(part, len(part)))
+        report(len(part))
+    session.close()
+    return perplexity(np.concatenate(pieces), ids)
