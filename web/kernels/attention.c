@@ -30,6 +30,32 @@ static void rotate(const float *x, float *y, int dim, const Rotary *r, int posit
   for (i = r->rotary; i < dim; i++) y[i] = x[i] * scale;
 }
 
+/* The largest power of two that divides a head: what is mixed together. */
+INLINE int mixed(int dim) { return dim & -dim; }
+
+/* Walsh-Hadamard transform of each run of `size` values, times size^-1/2: orthogonal and its own inverse. Keys and
+ * queries mixed the same way keep their products, while an outlier that would take a whole block's int8 range for
+ * itself is spread over the run. Values are mixed too, and the output is mixed back. */
+static void mix(float *x, int dim, int size) {
+  for (int half = 1; half < size; half *= 2) {
+    for (int start = 0; start < dim; start += 2 * half) {
+      int i = start;
+      for (; i + 4 <= start + half; i += 4) {
+        vec a = load(x + i), b = load(x + i + half);
+        store(x + i, wasm_f32x4_add(a, b));
+        store(x + i + half, wasm_f32x4_sub(a, b));
+      }
+      for (; i < start + half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+    }
+  }
+  vec factor = f_splat(1.f / __builtin_sqrtf((float)size));
+  for (int i = 0; i < dim; i += 4) store(x + i, wasm_f32x4_mul(load(x + i), factor));
+}
+
 /* 32 integers into their places of one panel's block, as output `lane`; the order of linear.h. */
 INLINE void place(int8_t *block, int lane, const vec q[8]) {
   UNROLL for (int g = 0; g < 8; g++) {
@@ -42,7 +68,7 @@ INLINE void place(int8_t *block, int lane, const vec q[8]) {
 }
 
 void store_kv(const Cache *c, const Rotary *rotary, Rows keys, Rows values, int position, int first, int last) {
-  int blocks = head_blocks(c), sum;
+  int blocks = head_blocks(c), size = mixed(c->head_dim), sum;
   float turned[MAX_HEAD];
   for (int r = first; r < last; r++) {
     int at = position + r;
@@ -51,23 +77,26 @@ void store_kv(const Cache *c, const Rotary *rotary, Rows keys, Rows values, int 
       const float *value = values.at + r * values.row_floats + h * c->head_dim;
       vec q[8];
       rotate(key, turned, c->head_dim, rotary, at, 1.f);
+      mix(turned, c->head_dim, size);
       uint32_t panel = (uint32_t)((h * c->context + at) >> 3) * (uint32_t)blocks;
       for (int b = 0; b < blocks; b++) {
         float s = quantize_block(turned + b * BLOCK, c->head_dim - b * BLOCK, 127.f, q, &sum);
         place(c->keys + (panel + b) * 256, at & 7, q);
         c->key_scale[(panel + b) * PANEL + (at & 7)] = s;
       }
+      for (int d = 0; d < c->head_dim; d++) turned[d] = value[d];
+      mix(turned, c->head_dim, size);
       float most = 0.f;
       for (int d = 0; d < c->head_dim; d++) {
-        float size = __builtin_fabsf(value[d]);
-        if (size > most) most = size;
+        float each = __builtin_fabsf(turned[d]);
+        if (each > most) most = each;
       }
       float factor = most > 1e-20f ? 127.f / most : 0.f;
       c->value_scale[h * c->context + at] = most > 1e-20f ? most * (1.f / 127.f) : 0.f;
       int g = (at >> 2) & 7, kk = at & 3, inside = g * 32 + (kk & 1) * 16 + (kk >> 1);
       for (int d = 0; d < c->head_dim; d++) {
         uint32_t row = (uint32_t)(h * (c->head_dim / PANEL) + d / PANEL) * (uint32_t)(c->context / BLOCK);
-        c->values[(row + at / BLOCK) * 256 + inside + (d & 7) * 2] = (int8_t)__builtin_rintf(value[d] * factor);
+        c->values[(row + at / BLOCK) * 256 + inside + (d & 7) * 2] = (int8_t)__builtin_rintf(turned[d] * factor);
       }
     }
   }
@@ -124,6 +153,7 @@ INLINE void attend_rows(const Cache *c, const Rotary *rotary, const Attention *a
     int token = (first + m) / group, head = kv_head * group + (first + m) % group;
     rotate(queries.at + token * queries.row_floats + head * dim, turned + m * width, dim, rotary, position + token,
            a->scale);
+    mix(turned + m * width, dim, mixed(dim));
   }
   quantize((Rows){turned, width}, dim, blocks, query, query_scale, query_sum, 1, rows, rows, 0, 1);
 
@@ -155,6 +185,10 @@ INLINE void attend_rows(const Cache *c, const Rotary *rotary, const Attention *a
       store(y, wasm_f32x4_mul(result[m][0], f_splat(inverse[m])));
       store(y + 4, wasm_f32x4_mul(result[m][1], f_splat(inverse[m])));
     }
+  }
+  UNROLL for (int m = 0; m < rows; m++) {
+    int token = (first + m) / group, head = kv_head * group + (first + m) % group;
+    mix(out.at + token * out.row_floats + head * dim, dim, mixed(dim));
   }
 }
 

@@ -6,7 +6,7 @@
  *   key_scale  float32 [kv_head][context / 8][head_blocks][8]
  *   values     int8 [kv_head][head_dim / 8][context / 32][256]: head_dim are outputs, positions the inputs
  *   value_scale float32 [kv_head][context], folded into the probabilities
- * Queries and probabilities are int16, so the cache's own rounding is the only one that shows. `context` is a multiple
+ * Keys and values are mixed by a Walsh-Hadamard transform first, against outliers. Queries and probabilities are int16, so the cache's own rounding is the only one that shows. `context` is a multiple
  * of 32, head_dim of 8. Positions past the end hold old integers; masked, they count as zero.
  */
 #pragma once
