@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -184,7 +185,8 @@ def test_an_editor_that_writes_in_place_does_not_reach_a_published_site(tmp_path
 
 def test_the_command_ends_in_a_sentence() -> None:
     command = [sys.executable, assemble.__file__, "--model", "no-such-model"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    paths = {**os.environ, "PYTHONPATH": str(assemble.ROOT / "web")}  # as pip install --editable sets it up
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=paths)
     assert done.returncode == 1
     assert done.stderr.startswith("assemble: models/no-such-model/manifest.json does not exist")
     assert "Traceback" not in done.stderr
