@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pytest
@@ -343,11 +342,14 @@ def test_a_right_draft_saves_steps_and_ends_at_eos() -> None:
     assert len(session.steps) <= 1 + 4
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[tuple[NativeSession, RustTokenizer, Prompter, list[int]]]:
-    manifest = real_model.manifest()
-    session = NativeSession.open(real_model.FOLDER, context=2048, threads=1)
+Real = tuple[NativeSession, RustTokenizer, Prompter, list[int]]
 
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """The real model in float32, where chunks do not matter (see real_model.exact_session)."""
+    manifest = real_model.manifest()
+    session = real_model.exact_session(tmp_path_factory.mktemp("exact"), context=512)
     yield session, RustTokenizer.open(real_model.FOLDER), Prompter(manifest, datetime.now), manifest.eos_ids
     session.close()
 
@@ -370,23 +372,23 @@ def anew(session: NativeSession, ids: list[int], eos_ids: Sequence[int], most: i
 
 
 @pytest.mark.model
-def test_the_real_model_says_paris(real: Any) -> None:
+def test_the_real_models_answer_is_that_of_computing_everything_anew(real: Real) -> None:
     session, tokenizer, prompter, eos_ids = real
     prompt = prompter.prompt([user("What is the capital of France?")])
-    want = anew(session, tokenizer.encode(prompt), eos_ids, 16)
+    want = anew(session, tokenizer.encode(prompt), eos_ids, 8)
     generate = Generator(session, tokenizer, eos_ids, ticking())
-    text, done = ask(generate, prompt, Settings(temperature=0, max_tokens=16))
+    text, done = ask(generate, prompt, Settings(temperature=0, max_tokens=8))
     assert done.ids == want
-    assert "Paris" in text
     assert text == tokenizer.decode(done.ids)
+    assert "Paris" in text
 
 
 @pytest.mark.model
-def test_the_real_models_second_turn_reuses_the_first(real: Any) -> None:
+def test_the_real_models_second_turn_reuses_the_first(real: Real) -> None:
     session, tokenizer, prompter, eos_ids = real
     session.rewind(0)
     generate = Generator(session, tokenizer, eos_ids, ticking())
-    greedy = Settings(temperature=0, max_tokens=24)
+    greedy = Settings(temperature=0, max_tokens=8)
     first = [user("What is the capital of France?")]
     text, done = ask(generate, prompter.prompt(first), greedy)
     second = [*first, {"role": "assistant", "content": text}, user("And of Italy?")]
@@ -399,11 +401,11 @@ def test_the_real_models_second_turn_reuses_the_first(real: Any) -> None:
 
 
 @pytest.mark.model
-def test_the_real_model_can_be_stopped_and_sampled(real: Any) -> None:
-    session, tokenizer, prompter, eos_ids = real
-    session.rewind(0)
-    generate = Generator(session, tokenizer, eos_ids, ticking())
-    prompt = prompter.prompt([user("Tell me a story about a dragon.")])
+def test_the_shipped_graph_can_be_stopped_and_sampled() -> None:
+    manifest = real_model.manifest()
+    session, tokenizer = NativeSession.open(real_model.FOLDER, context=512), RustTokenizer.open(real_model.FOLDER)
+    generate = Generator(session, tokenizer, manifest.eos_ids, ticking())
+    prompt = Prompter(manifest, datetime.now).prompt([user("Tell me a story about a dragon.")])
 
     async def three_pieces() -> Event:
         pieces = 0
@@ -416,5 +418,7 @@ def test_the_real_model_can_be_stopped_and_sampled(real: Any) -> None:
     done = asyncio.run(three_pieces())
     assert isinstance(done, Done)
     assert done.reason == "stopped" and done.tokens <= 5
-    sampled = Settings(temperature=0.9, seed=11, max_tokens=12)
+    assert session.length == len(generate.cached) == done.prompt_tokens + done.tokens - 1
+    sampled = Settings(temperature=0.9, seed=11, max_tokens=8)
     assert ask(generate, prompt, sampled)[1].ids == ask(generate, prompt, sampled)[1].ids
+    session.close()
