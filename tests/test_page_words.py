@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import words
 
 ARCHITECTURE = Path(__file__).parents[1] / "ARCHITECTURE.md"

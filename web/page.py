@@ -11,9 +11,9 @@ import js
 from js import Event
 from pyscript import document, workers
 from pyscript.ffi import create_proxy
-from turns import Answer, Question, element, on
 
 import words
+from turns import Answer, Question, element, on
 
 NEAR_END_PX = 96
 SLIDERS = ("temperature", "top_p")
@@ -43,8 +43,9 @@ class Page:
         self.slug = ""
         self._connect()
         self._fit()
+        js.handbill.up = True
         by_id("message").focus()
-        asyncio.create_task(self._boot())
+        self.booting = asyncio.create_task(self._boot())
 
     def _connect(self) -> None:
         on(by_id("composer"), "submit", self._on_submit)

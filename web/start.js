@@ -9,6 +9,7 @@ globalThis.handbill = {
   channel: `handbill-${Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("")}`,
   slug: query.get("model") ?? "",
   runtime: query.get("runtime") ?? "",
+  up: false, // page.py sets it.
 };
 
 const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
@@ -18,3 +19,14 @@ store.addEventListener("error", (event) => {
   channel.close();
 });
 store.postMessage({ slug: handbill.slug });
+
+// Until page.py is up nobody else can say what went wrong: a file that is missing, a browser that is too old.
+function tell(event) {
+  const reason = event.reason?.message ?? event.message;
+  if (handbill.up || !reason) return;
+  document.getElementById("alert-text").textContent =
+    `The page could not start (${reason}). It needs a browser of the last two years and every file of the site.`;
+  document.getElementById("alert").hidden = false;
+}
+addEventListener("error", tell);
+addEventListener("unhandledrejection", tell);

@@ -6,7 +6,7 @@ FAULTS = {
     "corrupt": "A part of the model arrived damaged, twice. The copy on the server has to be replaced.",
     "storage": "This browser has no room to keep the model. Free some space, then load again.",
     "memory": "This device ran out of memory. Close other tabs, or choose a smaller model, then load again.",
-    "device": "The graphics processor stopped or is not to be had. Load again; ?runtime=wasm uses the processor instead.",
+    "device": "The graphics chip stopped or is not to be had. Load again; ?runtime=cpu uses the processor instead.",
     "too_long": "The conversation has grown too long for this model.",
     "template": "This model cannot take the conversation in this form.",
     "internal": "Something went wrong that should not have.",
@@ -43,7 +43,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def progress(message: dict) -> str:  # type: ignore[type-arg]  # MicroPython reads no typing, and JSON is not typed
+def progress(message: dict) -> str:  # type: ignore[type-arg]  # MicroPython has no typing module
     """A ``progress`` message as one line."""
     done, total = message["done"], message["total"]
     if message["stage"] == "open":

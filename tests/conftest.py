@@ -1,0 +1,72 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Playwright, sync_playwright
+
+import tabs
+from handbill.manifest import NAME, Manifest
+
+# Module scope: while Playwright's sync API is open it owns the thread's event loop, and other files use asyncio.run.
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    """Playwright itself."""
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium(playwright: Playwright) -> Iterator[Browser]:
+    """Chromium without WebGPU."""
+    launched = tabs.launch(playwright)
+    yield launched
+    launched.close()
+
+
+@pytest.fixture(scope="session")
+def dist() -> Path:
+    """The assembled site."""
+    if not (tabs.DIST / "index.html").is_file():
+        pytest.skip("dist/ is not there: python build/assemble.py")
+    return tabs.DIST
+
+
+@pytest.fixture(scope="module")
+def site(dist: Path) -> Iterator[str]:
+    """The address of dist/, served for the length of a file's tests."""
+    with tabs.serving(dist) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def tiny_site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The assembled page with tiny random models in the place of its own: one that chats and a base model."""
+    import page_models  # Not at the top: it brings torch, which most tests do without.
+
+    home = tmp_path_factory.mktemp("tiny") / "dist"
+    shutil.copytree(dist, home, copy_function=_link, ignore=lambda folder, names: {"models"} & {*names})
+    models = []
+    for chat in (True, False):
+        export = page_models.exported(chat=chat)
+        shutil.copytree(export, home / "models" / export.name)
+        manifest = Manifest.from_json((export / NAME).read_text(encoding="utf-8"))
+        size = sum(entry.bytes for entry in manifest.files)
+        models.append({"slug": manifest.slug, "title": manifest.title, "bytes": size})
+    for path in home.glob("site.json*"):
+        path.unlink()
+    listed = json.loads((dist / "site.json").read_text(encoding="utf-8"))
+    (home / "site.json").write_text(json.dumps(listed | {"models": models}), encoding="utf-8")
+    return home
+
+
+def _link(source: str, target: str) -> None:
+    os.link(source, target)

@@ -1,0 +1,60 @@
+"""Exports of a tiny random llama for the page's tests, one that chats and a base model, made within seconds."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from exporter.export import export
+
+SPECIAL = ("<end>", "<user>", "<assistant>")
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
+
+
+@functools.cache
+def exported(*, chat: bool) -> Path:
+    """The export, models/tiny or models/tiny-base of a temporary folder, once for the whole test run."""
+    home = Path(tempfile.mkdtemp(prefix="handbill-tiny-"))
+    name = "tiny" if chat else "tiny-base"
+    return export(str(_checkpoint(home / name, chat=chat)), home / "models", home / "cache")
+
+
+def _checkpoint(folder: Path, *, chat: bool) -> Path:
+    """config, safetensors and a tokenizer of the 128 ASCII characters: any answer is text that encodes to its tokens."""
+    letters = [_letter(byte) for byte in range(128)]
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[0])
+    if chat:
+        fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(letters) + len(SPECIAL),
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        eos_token_id=tokenizer.token_to_id(SPECIAL[0]),
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _letter(byte: int) -> str:
+    """ByteLevel's letter for an ASCII byte (GPT-2's table): printable ones are themselves, others come after U+00FF."""
+    if 33 <= byte < 127:
+        return chr(byte)
+    return chr(256 + (byte if byte < 33 else 33))

@@ -1,0 +1,291 @@
+"""The page against servers and browsers that misbehave, on a tiny random model: one layer of truth is enough here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Playwright, Route
+
+import tabs
+from tabs import Mischief, Tab
+from handbill.manifest import NAME, Manifest
+
+pytestmark = pytest.mark.page
+
+GREEDY = {"temperature": 0, "max_tokens": 24}
+
+
+def weights_of(dist: Path) -> str:
+    """Name of the tiny model's first shard."""
+    return Manifest.from_json((dist / "models" / "tiny" / NAME).read_text(encoding="utf-8")).weights[0]
+
+
+def test_the_page_reacts_before_python_is_there(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        tab = Tab(chromium.new_page(), address)
+        held: list[Route] = []
+        tab.page.context.route("**/pyodide.asm.wasm", lambda route: held.append(route))
+        tab.open(wait=False)
+        tab.page.wait_for_function("document.getElementById('fact-model').textContent.length > 1")
+        tab.page.click("#open-settings")
+        assert tab.page.is_visible("#temperature")
+        tab.page.keyboard.press("Escape")
+        tab.page.fill("#message", "Hello")
+        tab.page.press("#message", "Enter")
+        assert "Waiting for the model" in tab.page.inner_text(".answer")
+        tab.page.wait_for_function("() => window.handbill")
+        held[0].continue_()
+        assert tab.answer(0)["ids"]  # What was sent early is answered once the model is there.
+        assert tab.outside == []
+        tab.page.close()
+
+
+def test_a_second_visit_downloads_nothing(chromium: Browser, tiny_site: Path) -> None:
+    mischief = Mischief()
+    shard = weights_of(tiny_site)
+    with tabs.serving(tiny_site, mischief) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open()
+        assert [name for name, _ in mischief.asked].count(shard) == 1
+        tab.page.reload()
+        tab.ready()
+        assert [name for name, _ in mischief.asked].count(shard) == 1
+        tab.page.close()
+
+
+def test_a_corrupted_shard_is_fetched_again_once(chromium: Browser, tiny_site: Path) -> None:
+    shard = weights_of(tiny_site)
+    mischief = Mischief(corrupt={shard: 1})
+    with tabs.serving(tiny_site, mischief) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open()
+        assert [name for name, _ in mischief.asked].count(shard) == 2
+        tab.page.close()
+
+
+def test_a_shard_that_stays_corrupted_has_its_sentence(chromium: Browser, tiny_site: Path) -> None:
+    shard = weights_of(tiny_site)
+    with tabs.serving(tiny_site, Mischief(corrupt={shard: 99})) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open(wait=False)
+        tab.page.locator("#alert").wait_for(timeout=tabs.LOADED_MS)
+        assert "arrived damaged" in tab.alarm()
+        assert shard in tab.alarm()
+        tab.shoot("corrupted")
+        tab.page.close()
+
+
+def test_a_broken_download_goes_on_where_it_stopped(chromium: Browser, tiny_site: Path) -> None:
+    shard = weights_of(tiny_site)
+    mischief = Mischief(cut={shard: 1})
+    with tabs.serving(tiny_site, mischief) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open()
+        ranges = [asked for name, asked in mischief.asked if name == shard]
+        assert ranges[0] is None
+        assert re.fullmatch(r"bytes=[1-9]\d*-", ranges[1] or "")
+        tab.page.close()
+
+
+def test_a_missing_shard_has_its_sentence(chromium: Browser, tiny_site: Path) -> None:
+    shard = weights_of(tiny_site)
+    with tabs.serving(tiny_site) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.page.context.route(f"**/{shard}", lambda route: route.fulfill(status=404))
+        tab.open(wait=False)
+        tab.page.locator("#alert").wait_for(timeout=tabs.LOADED_MS)
+        assert "could not be downloaded" in tab.alarm()
+        assert shard in tab.alarm()
+        tab.page.context.unroute_all()
+        tab.page.close()
+
+
+def test_without_isolation_one_thread_works(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site, Mischief(isolated=False)) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open("?runtime=wasm", settings=GREEDY)
+        assert tab.page.evaluate("crossOriginIsolated") is False
+        assert "one thread" in tab.ready()
+        assert tab.ask("Hello")["ids"]
+        tab.page.close()
+
+
+def test_plain_http_in_a_local_network_runs_from_memory(chromium: Browser, tiny_site: Path) -> None:
+    """There is no OPFS, no crypto.subtle, no clipboard and no isolation there."""
+    with tabs.serving(tiny_site, Mischief(isolated=False)) as address:
+        tab = Tab(chromium.new_page(), address.replace("127.0.0.1", "handbill.test"))
+        tab.open("?runtime=wasm", settings=GREEDY)
+        assert tab.page.evaluate("isSecureContext") is False
+        assert tab.ask("Hello")["ids"]
+        assert tab.outside == []
+        tab.page.close()
+
+
+def test_a_corrupted_shard_is_noticed_in_memory_too(chromium: Browser, tiny_site: Path) -> None:
+    shard = weights_of(tiny_site)
+    with tabs.serving(tiny_site, Mischief(isolated=False, corrupt={shard: 99})) as address:
+        tab = Tab(chromium.new_page(), address.replace("127.0.0.1", "handbill.test"))
+        tab.open(wait=False)
+        tab.page.locator("#alert").wait_for(timeout=tabs.LOADED_MS)
+        assert "arrived damaged" in tab.alarm()
+        tab.page.close()
+
+
+def test_stop_new_chat_again_and_copy(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        context = chromium.new_context(permissions=["clipboard-read", "clipboard-write"])
+        tab = Tab(context.new_page(), address)
+        tab.open("?runtime=wasm", settings={"temperature": 0, "max_tokens": 400})
+        # Stop from inside the page, when the fifth piece is there: nothing else is as quick.
+        tab.page.evaluate(
+            """() => {
+                const channel = new BroadcastChannel(handbill.channel);
+                let pieces = 0;
+                channel.onmessage = ({data}) => {
+                    if (JSON.parse(data).kind === "piece" && ++pieces === 5) {
+                        document.getElementById("send").click();
+                    }
+                };
+            }"""
+        )
+        stopped = tab.ask("Hello")
+        assert stopped["reason"] == "stopped"
+        assert len(stopped["ids"]) < 400
+
+        tab.page.locator(".answer button", has_text="Copy").click()
+        tab.page.locator(".answer button", has_text="Copied").wait_for()
+
+        tab.page.locator(".answer button", has_text="Again").click()
+        again = tab.answer(0)
+        assert again["ids"][: len(stopped["ids"])] == stopped["ids"]
+        assert again["reused"] > 0
+
+        tab.page.click("#new-chat")
+        assert tab.page.locator(".answer").count() == 0
+        assert tab.page.is_visible("#bill")
+        context.close()
+
+
+def test_a_message_too_long_is_refused_in_words_and_given_back(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open("?runtime=wasm", settings=GREEDY)
+        tab.page.fill("#message", "word " * 400)
+        tab.page.press("#message", "Enter")
+        tab.page.locator(".answer .fault").wait_for()
+        assert "too long" in tab.page.inner_text(".answer .fault")
+        assert tab.page.input_value("#message").startswith("word word")
+        tab.page.fill("#message", "")
+        assert tab.ask("Hello")["ids"]
+        tab.page.close()
+
+
+def test_webgpu_gives_the_tokens_of_wasm(playwright: Playwright, chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        answers: dict[str, list[list[int]]] = {}
+        graphical = tabs.launch(playwright, gpu=True)
+        for runtime, launched in (("wasm", chromium), ("webgpu", graphical)):
+            tab = Tab(launched.new_page(), address)
+            tab.open(f"?runtime={runtime}", settings=GREEDY)
+            assert ("WebGPU" in tab.ready()) == (runtime == "webgpu")
+            first, second = tab.ask("Hello"), tab.ask("And now?")
+            # A random model's bytes are no text, so the answer itself cannot be told again in the same tokens.
+            assert second["reused"] > 0
+            # Again rewinds the KV cache into its middle: the rest must not be seen.
+            tab.page.locator(".answer button", has_text="Again").last.click()
+            tab.page.wait_for_function("document.querySelectorAll('.answer:not([data-ids])').length === 1")
+            again = tab.answer(1)
+            answers[runtime] = [first["ids"], second["ids"], again["ids"]]
+            assert again["ids"] == second["ids"]
+            tab.page.close()
+        graphical.close()
+        assert answers["webgpu"] == answers["wasm"]
+
+
+HOSTILE = """
+<script>document.title = "stolen"</script>
+<img src="https://outside.test/x.png" onerror="document.title='stolen'">
+[a link](https://outside.test/?q=secret) <a href="javascript:document.title='stolen'">x</a>
+![picture](https://outside.test/y.png)
+<iframe src="https://outside.test/"></iframe><form action="https://outside.test/"><button>x</button></form>
+<style>body { background: url(https://outside.test/z.png) }</style>
+<svg onload="document.title='stolen'"></svg>
+
+**bold**
+"""
+
+
+def test_markdown_of_an_answer_can_load_and_open_nothing(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open(wait=False)
+        html: str = tab.page.evaluate(
+            """async (text) => {
+                const { show } = await import("./markdown.js");
+                const place = document.createElement("div");
+                document.body.append(place);
+                show(place, text);
+                return place.innerHTML;
+            }""",
+            HOSTILE,
+        )
+        assert "<strong>bold</strong>" in html
+        assert "https://outside.test/?q=secret" in html  # Spelled out, for a reader to judge.
+        for forbidden in ("<a", "<img", "<script", "<iframe", "<form", "<style", "<svg", "onerror", "javascript:"):
+            assert forbidden not in html
+        assert tab.page.title() == "Handbill"
+        assert tab.outside == []
+        tab.page.close()
+
+
+FACTS = {
+    "adapter": "none", "jspi": False, "isolated": True, "cores": 2, "int4": True, "plan": "plan.json",
+    "graphs": {"wasm": "a.onnx", "webgpu": "b.onnx"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "forced", "expected"),
+    [
+        ({}, "", [("cpu", "", 2), ("wasm", "wasm", 2)]),
+        ({"isolated": False}, "", [("cpu", "", 1), ("wasm", "wasm", 1)]),
+        ({"adapter": "hardware", "jspi": True}, "", [("webgpu", "jspi", 1), ("cpu", "", 2), ("wasm", "wasm", 2)]),
+        ({"adapter": "hardware"}, "webgpu", [("webgpu", "webgpu", 1)]),
+        ({"adapter": "software"}, "", [("cpu", "", 2), ("wasm", "wasm", 2)]),
+        ({"adapter": "software", "jspi": True}, "webgpu", [("webgpu", "jspi", 1)]),
+        ({"plan": ""}, "", [("wasm", "wasm", 2)]),
+        ({"int4": False}, "cpu", []),
+        ({"cores": 16}, "wasm", [("wasm", "wasm", 8)]),
+        ({}, "webgpu", []),
+    ],
+)
+def test_the_choice_of_runtime(
+    chromium: Browser, tiny_site: Path, changes: dict[str, Any], forced: str, expected: list[tuple[str, str, int]]
+) -> None:
+    with tabs.serving(tiny_site) as address:
+        page = chromium.new_page()
+        page.goto(f"{address}icon.svg")
+        got = page.evaluate(
+            "async ([facts, forced]) => (await import('/sessions/choose.js')).choose(facts, forced)",
+            [FACTS | changes, forced],
+        )
+        page.close()
+    assert [(choice["name"], choice["build"], choice["threads"]) for choice in got] == expected
+    assert all(json.dumps(choice["words"]) for choice in got)
+
+
+def test_a_base_model_goes_on_with_the_text(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        tab = Tab(chromium.new_page(), address)
+        tab.open("?model=tiny-base&runtime=wasm", settings=GREEDY)
+        assert "goes on" in (tab.page.get_attribute("#message", "placeholder") or "")
+        answer = tab.ask("Once upon a time")
+        assert answer["ids"]
+        assert answer["text"].startswith("Once upon a time")
+        tab.page.click("#open-settings")
+        assert tab.page.is_disabled("#system")
+        tab.page.close()
