@@ -9,9 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import real_model
 
 import lenml
+import real_model
 from exporter.native import RustTokenizer
 from handbill.session import Tokenizer
 from handbill.stream import REPLACEMENT, Detokenizer
