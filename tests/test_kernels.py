@@ -264,10 +264,19 @@ def one_attention(
     parts = plan.table[[token % (many * dim) for token in range(tokens)]].astype(np.float64)
     q, k, v = np.split(parts.reshape(tokens, -1, dim), [many, many + few], axis=1)
     q, k = (rotate(part, angles[:tokens], interleaved) for part in (q, k))
-    k = rounded(k.reshape(-1, dim), 127).reshape(k.shape)
-    most = np.abs(v).max(axis=2, keepdims=True) / 127
-    v = np.rint(v / most) * most
+    k = mixed(rounded(mixed(k).reshape(-1, dim), 127).reshape(k.shape))
+    most = np.abs(mixed(v)).max(axis=2, keepdims=True) / 127
+    v = mixed(np.rint(mixed(v) / most) * most)
     return plan.end(y), attention(q, k, v, window, softcap, scale).reshape(tokens, -1)
+
+
+def mixed(x: Array) -> Array:
+    """Walsh-Hadamard transform of runs of the last axis, as long as the largest power of two that divides it."""
+    size = x.shape[-1] & -x.shape[-1]
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return (x.reshape(-1, size) @ matrix / size**0.5).reshape(x.shape)
 
 
 def rotate(x: Array, angles: Array, interleaved: bool) -> Array:

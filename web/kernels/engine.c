@@ -12,7 +12,7 @@ enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, PICK, TOP_K };
 enum { ALL_TOKENS = 0, ASKED = 1 };
 
 typedef struct {
-  int32_t bits, outputs, blocks;
+  int32_t bits, wide, outputs, blocks;
   const uint8_t *values;
   const float *scale, *offset, *bias;
 } Weights;
@@ -86,7 +86,7 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
     case LINEAR: {
       const Weights *w = &op->linear.w;
       int panels = w->outputs / PANEL;
-      return linear(w->bits, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
+      return linear(w->bits, w->wide, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
                     op->linear.y.row_floats, rows, w->blocks, panels * task / tasks, panels * (task + 1) / tasks,
                     scratch);
     }

@@ -2,7 +2,7 @@
 #include "linear.h"
 
 #ifdef HB_RELAXED
-typedef int8_t Activation4;
+/* Narrow: int8 activations, relaxed SIMD. */
 
 /* Four nibbles times four int8 into 16-bit lanes. The i16 form of the relaxed dot keeps its speed on CPUs without
  * VNNI, where the i32 form falls to half. A block's sum cannot overflow: 16 products per lane, 16 * 127 * 15 = 30480. */
@@ -13,12 +13,12 @@ INLINE vec dot4(vec activations, vec nibbles, vec sum) {
 INLINE vec widen(vec d) { return wasm_f32x4_convert_i32x4(wasm_i32x4_extadd_pairwise_i16x8(d)); }
 
 /* x += block's contribution, for the four outputs of one half panel and one token. */
-INLINE vec scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
+INLINE vec narrow_scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
   if (kind == OFFSET) return f_madd(widen(d), wasm_f32x4_mul(s, e), f_madd(z, f, x));
   return f_madd(s, f_madd(widen(d), e, wasm_f32x4_mul(f, f_splat(-8.f))), x);
 }
 
-INLINE void gemv4(const uint8_t *w, const float *s, const float *z, const int8_t *a, const float *sa, const float *ca,
+INLINE void narrow_gemv4(const uint8_t *w, const float *s, const float *z, const int8_t *a, const float *sa, const float *ca,
                   int blocks, const int kind, vec out[2]) {
   vec x0 = f_splat(0.f), x1 = x0, low = wasm_i8x16_splat(15);
   for (int b = 0; b < blocks; b++) {
@@ -31,15 +31,15 @@ INLINE void gemv4(const uint8_t *w, const float *s, const float *z, const int8_t
     }
     vec e = splat32(sa + b), f = splat32(ca + b), z0 = f, z1 = f;
     if (kind == OFFSET) z0 = load(z), z1 = load(z + 4);
-    x0 = scaled(x0, wasm_i16x8_add(d[0][0], d[1][0]), load(s), z0, e, f, kind);
-    x1 = scaled(x1, wasm_i16x8_add(d[0][1], d[1][1]), load(s + 4), z1, e, f, kind);
+    x0 = narrow_scaled(x0, wasm_i16x8_add(d[0][0], d[1][0]), load(s), z0, e, f, kind);
+    x1 = narrow_scaled(x1, wasm_i16x8_add(d[0][1], d[1][1]), load(s + 4), z1, e, f, kind);
     w += 128, a += BLOCK, s += PANEL, z += PANEL;
   }
   out[0] = x0, out[1] = x1;
 }
 
 /* One panel's nibbles as bytes, per group 16 bytes of outputs 0-3, then 16 of outputs 4-7. */
-static void unpack4(const uint8_t *w, uint8_t *u, int blocks) {
+static void narrow_unpack4(const uint8_t *w, uint8_t *u, int blocks) {
   vec low = wasm_i8x16_splat(15);
   for (int i = 0; i < blocks * 8; i++) {
     vec q = load(w + i * 16);
@@ -48,7 +48,7 @@ static void unpack4(const uint8_t *w, uint8_t *u, int blocks) {
   }
 }
 
-INLINE void gemm4(const uint8_t *u, const float *s, const float *z, const int8_t *a, const float *sa, const float *ca,
+INLINE void narrow_gemm4(const uint8_t *u, const float *s, const float *z, const int8_t *a, const float *sa, const float *ca,
                   int blocks, const int kind, vec out[][2]) {
   vec x[TILE][2];
   UNROLL for (int m = 0; m < TILE; m++) x[m][0] = x[m][1] = f_splat(0.f);
@@ -67,22 +67,22 @@ INLINE void gemm4(const uint8_t *u, const float *s, const float *z, const int8_t
     if (kind == OFFSET) z0 = load(z), z1 = load(z + 4);
     UNROLL for (int m = 0; m < TILE; m++) {
       vec e = splat32(sa + m), f = splat32(ca + m);
-      x[m][0] = scaled(x[m][0], d[m][0], s0, z0, e, f, kind);
-      x[m][1] = scaled(x[m][1], d[m][1], s1, z1, e, f, kind);
+      x[m][0] = narrow_scaled(x[m][0], d[m][0], s0, z0, e, f, kind);
+      x[m][1] = narrow_scaled(x[m][1], d[m][1], s1, z1, e, f, kind);
     }
     u += 256, a += 128, s += PANEL, z += PANEL, sa += TILE, ca += TILE;
   }
   UNROLL for (int m = 0; m < TILE; m++) out[m][0] = x[m][0], out[m][1] = x[m][1];
 }
+#endif
 
-#else
-typedef int16_t Activation4;
+/* Wide: int16 activations. */
 
 INLINE vec dot2(vec activations, vec weights, vec sum) {
   return wasm_i32x4_add(wasm_i32x4_dot_i16x8(activations, weights), sum);
 }
 
-INLINE vec scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
+INLINE vec wide_scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
   d = wasm_f32x4_convert_i32x4(d);
   if (kind == OFFSET) return f_madd(d, wasm_f32x4_mul(s, e), f_madd(z, f, x));
   return f_madd(s, f_madd(d, e, wasm_f32x4_mul(f, f_splat(-8.f))), x);
@@ -90,7 +90,7 @@ INLINE vec scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
 
 /* A 16-bit lane of packed weights holds inputs kk and kk+1 of outputs i and i+4. Masking and shifting the lane gives
  * inputs 0, 2 (even) and 1, 3 (odd) as int16 without widening: hence the order of the int16 activations. */
-INLINE void gemv4(const uint8_t *w, const float *s, const float *z, const int16_t *a, const float *sa, const float *ca,
+INLINE void wide_gemv4(const uint8_t *w, const float *s, const float *z, const int16_t *a, const float *sa, const float *ca,
                   int blocks, const int kind, vec out[2]) {
   vec x0 = f_splat(0.f), x1 = x0, low = wasm_i16x8_splat(15);
   for (int b = 0; b < blocks; b++) {
@@ -104,15 +104,15 @@ INLINE void gemv4(const uint8_t *w, const float *s, const float *z, const int16_
     }
     vec e = splat32(sa + b), f = splat32(ca + b), z0 = f, z1 = f;
     if (kind == OFFSET) z0 = load(z), z1 = load(z + 4);
-    x0 = scaled(x0, d0, load(s), z0, e, f, kind);
-    x1 = scaled(x1, d1, load(s + 4), z1, e, f, kind);
+    x0 = wide_scaled(x0, d0, load(s), z0, e, f, kind);
+    x1 = wide_scaled(x1, d1, load(s + 4), z1, e, f, kind);
     w += 128, a += BLOCK, s += PANEL, z += PANEL;
   }
   out[0] = x0, out[1] = x1;
 }
 
 /* One panel's nibbles in the layout of 8-bit weights; without offsets, less the 8 they stand above zero. */
-static void unpack4(const uint8_t *w, uint8_t *u, int blocks, int kind) {
+static void wide_unpack4(const uint8_t *w, uint8_t *u, int blocks, int kind) {
   vec low = wasm_i16x8_splat(15), zero = wasm_i8x16_splat(kind == OFFSET ? 0 : 8);
   for (int i = 0; i < blocks * 8; i++) {
     vec q = load(w + i * 16);
@@ -123,19 +123,13 @@ static void unpack4(const uint8_t *w, uint8_t *u, int blocks, int kind) {
   }
 }
 
-INLINE void gemm4(const uint8_t *u, const float *s, const float *z, const int16_t *a, const float *sa, const float *ca,
-                  int blocks, const int kind, vec out[][2]) {
-  tile_i16((const int8_t *)u, s, z, a, sa, ca, blocks, TILE, TILE, kind, out);
-}
-#endif
-
 INLINE void keep(float *y, vec low, vec high, const float *bias) {
   if (bias) low = wasm_f32x4_add(low, load(bias)), high = wasm_f32x4_add(high, load(bias + 4));
   store(y, low);
   store(y + 4, high);
 }
 
-INLINE void panels(const int bits, const int kind, const uint8_t *w, const float *s, const float *z, const float *bias,
+INLINE void panels(const int bits, const int wide, const int kind, const uint8_t *w, const float *s, const float *z, const float *bias,
                    Activations act, float *y, int row_floats, int rows, int blocks, int first, int last,
                    uint8_t *scratch) {
   int panel_bytes = blocks * (bits == 4 ? 128 : 256), panel_scales = blocks * PANEL;
@@ -145,27 +139,30 @@ INLINE void panels(const int bits, const int kind, const uint8_t *w, const float
     const float *bp = bias ? bias + p * PANEL : 0;
     vec out[TILE][2];
     if (rows == 1) {
-      if (bits == 4)
-        gemv4(wp, sp, zp, (const Activation4 *)act.values, act.scale, act.sum, blocks, kind, out[0]);
-      else
+      if (bits == 8)
         tile_i16((const int8_t *)wp, sp, zp, act.values, act.scale, act.sum, blocks, 1, 1, kind, out);
+#ifdef HB_RELAXED
+      else if (!wide)
+        narrow_gemv4(wp, sp, zp, act.values, act.scale, act.sum, blocks, kind, out[0]);
+#endif
+      else
+        wide_gemv4(wp, sp, zp, act.values, act.scale, act.sum, blocks, kind, out[0]);
       keep(y + p * PANEL, out[0][0], out[0][1], bp);
       continue;
     }
-    if (bits == 4) {
 #ifdef HB_RELAXED
-      unpack4(wp, scratch, blocks);
-#else
-      unpack4(wp, scratch, blocks, kind);
+    if (bits == 4 && !wide) narrow_unpack4(wp, scratch, blocks);
 #endif
-      wp = scratch;
-    }
+    if (bits == 4 && wide) wide_unpack4(wp, scratch, blocks, kind);
+    if (bits == 4) wp = scratch;
     for (int t = 0; t * TILE < rows; t++) {
       int at = t * TILE * blocks;
       const float *sa = act.scale + at, *ca = act.sum + at;
-      if (bits == 4)
-        gemm4(wp, sp, zp, (const Activation4 *)act.values + at * BLOCK, sa, ca, blocks, kind, out);
+#ifdef HB_RELAXED
+      if (!wide)
+        narrow_gemm4(wp, sp, zp, (const int8_t *)act.values + at * BLOCK, sa, ca, blocks, kind, out);
       else
+#endif
         tile_i16((const int8_t *)wp, sp, zp, (const int16_t *)act.values + at * BLOCK, sa, ca, blocks, TILE, TILE,
                  kind, out);
       UNROLL for (int m = 0; m < TILE; m++)
@@ -174,10 +171,19 @@ INLINE void panels(const int bits, const int kind, const uint8_t *w, const float
   }
 }
 
-void linear(int bits, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a, float *y,
-            int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch) {
-  if (bits == 4 && z) panels(4, OFFSET, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, scratch);
-  else if (bits == 4) panels(4, SYMMETRIC, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, scratch);
-  else if (z) panels(8, OFFSET, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, scratch);
-  else panels(8, SYMMETRIC, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, scratch);
+void linear(int bits, int wide, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a,
+            float *y, int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch) {
+#ifndef HB_RELAXED
+  (void)wide; /* all is wide */
+#endif
+#define RUN(bits, wide, kind) panels(bits, wide, kind, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, scratch)
+  if (bits == 8 && z) RUN(8, 1, OFFSET);
+  else if (bits == 8) RUN(8, 1, SYMMETRIC);
+#ifdef HB_RELAXED
+  else if (!wide && z) RUN(4, 0, OFFSET);
+  else if (!wide) RUN(4, 0, SYMMETRIC);
+#endif
+  else if (z) RUN(4, 1, OFFSET);
+  else RUN(4, 1, SYMMETRIC);
+#undef RUN
 }

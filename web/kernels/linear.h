@@ -10,8 +10,8 @@
  *   scales: float32 [panel][block][8]; offsets likewise, or none. weight = scale * value + offset. Where there are no
  *          offsets, 4-bit values stand for value - 8 and 8-bit values for themselves.
  *
- * Activations come in tiles of four tokens (or of one), as int8 (4-bit weights, relaxed SIMD) or as int16 (all else;
- * 15 bits of precision cost nothing there). One float32 scale and one scaled sum per token and block:
+ * Activations come in tiles of four tokens (or of one), narrow (int8: for 4-bit weights with relaxed SIMD, twice as
+ * fast) or wide (int16: for all else, where 15 bits of precision cost nothing). One float32 scale and one scaled sum per token and block:
  *   int8  [tile][group][token][4 inputs]
  *   int16 [tile][group][pair][token][2 inputs], where pair 0 is inputs 0 and 2 of the group, pair 1 inputs 1 and 3
  *   scale, sum: float32 [tile][block][token]; sum = scale * (sum of the block's integers)
@@ -82,5 +82,5 @@ INLINE void tile_i16(const int8_t *w, const float *s, const float *z, const int1
 
 /* y[row][panel's 8 outputs] = activations x panels [first, last) of packed weights (+ bias), for `rows` tokens.
  * `y` has room for `rows` rounded up to whole tiles, `row_floats` apart. `scratch` holds one unpacked panel. */
-void linear(int bits, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a, float *y,
-            int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch);
+void linear(int bits, int wide, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a,
+            float *y, int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch);

@@ -107,6 +107,26 @@ function bits(number) {
   return asBits.getInt32(0, true);
 }
 
+/**
+ * Matrices whose input int8 per block of 32 serves badly (outliers beside small values): those that make queries, keys
+ * and values, and those behind the gate. With int16 for them, SmolLM2's most likely token agrees with exact arithmetic
+ * at 98.4 % instead of 96.9 % of positions (native ONNX Runtime at accuracy_level 4: 96.8 %), for a tenth of the speed.
+ */
+function sensitiveWeights(plan) {
+  const found = new Set();
+  const writer = new Map(); // buffer → the operation that last wrote it
+  const mark = (op) => {
+    if (op?.op === "linear") found.add(op.weights);
+    if (op?.op === "norm" && !op.skip) mark(writer.get(op.x[0])); // a norm of queries or keys
+  };
+  for (const op of plan.ops) {
+    if (op.op === "attend") [op.q, op.k, op.v].forEach(([buffer]) => mark(writer.get(buffer)));
+    if (op.op === "linear" && writer.get(op.x[0])?.op === "map") found.add(op.weights);
+    for (const written of [op.y, op.sum]) if (written) writer.set(written[0], op);
+  }
+  return found;
+}
+
 function link(plan, map) {
   const words = [];
   const emit = (kind, rows, ...fields) => {
@@ -120,9 +140,11 @@ function link(plan, map) {
     return [buffer.at + operand[1] * 4, buffer.floats];
   };
   const vector = (tensor) => (tensor === undefined ? 0 : map.vectors.get(tensor));
+  const sensitive = sensitiveWeights(plan);
+  const wide = (index) => (!map.relaxed || plan.weights[index].bits === 8 || sensitive.has(index) ? 1 : 0);
   const weightWords = (index) => {
     const { panels, blocks, values, scale, offset, bias } = map.weights[index];
-    return [plan.weights[index].bits, panels * 8, blocks, values, scale, offset, bias];
+    return [plan.weights[index].bits, wide(index), panels * 8, blocks, values, scale, offset, bias];
   };
   const { values, scale, sum } = map.activations;
   let quantized = ""; // What the activations hold now, so that q, k and v of one input quantize it once.
@@ -136,11 +158,10 @@ function link(plan, map) {
     }
     if (op.op === "linear") {
       const weights = plan.weights[op.weights];
-      const wide = weights.bits === 8 || !map.relaxed ? 1 : 0;
-      const now = `${op.x} ${weights.columns} ${map.weights[op.weights].blocks} ${wide}`;
+      const now = `${op.x} ${weights.columns} ${map.weights[op.weights].blocks} ${wide(op.weights)}`;
       if (now !== quantized) {
         const { blocks } = map.weights[op.weights];
-        emit("quantize", rows, ...part(op.x), weights.columns, blocks, wide, values, scale, sum);
+        emit("quantize", rows, ...part(op.x), weights.columns, blocks, wide(op.weights), values, scale, sum);
       }
       quantized = now;
       emit("linear", rows, ...weightWords(op.weights), values, scale, sum, ...part(op.y));
