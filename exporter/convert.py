@@ -31,8 +31,9 @@ class SubstitutedPatcher(ModelPatcher):  # type: ignore[misc]
         # Optimum forces logits_to_keep=0 through model_kwargs: lm_head would see every position.
         kwargs = {key: value for key, value in (model_kwargs or {}).items() if key != "logits_to_keep"}
         super().__init__(config, model, kwargs)
-        inner, substituted = self.orig_forward, config.substituted
-        self._original, self._rotary = self.orig_forward, contextlib.ExitStack()
+        inner: Any = self.orig_forward  # type: ignore[has-type]
+        substituted: Substituted = config.substituted
+        self._original, self._rotary = inner, contextlib.ExitStack()
         self._rotary_modules = substituted.rotary_modules
 
         def forward(

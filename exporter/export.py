@@ -22,7 +22,8 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import TOP_K, convert
 from exporter.errors import ExportError
 from exporter.fetch import sha256
-from exporter.plan import PlanError, write as write_plan
+from exporter.plan import write as write_plan
+from exporter.plan_tensors import PlanError
 from exporter.recipes import RECIPES
 from exporter.substitute import substitute
 from handbill.manifest import (
@@ -55,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="export.py",
-        description="Convert a small language model into a folder that a web page can run: Optimum converts it to ONNX, "
-        "weights become 4 bit, and the result is compared with the original before it is written.",
+        description="Convert a small language model into a folder that a web page can run: Optimum converts it to "
+        "ONNX, weights become 4 bit, and the result is compared with the original before it is written.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"error: The disk that holds {options.output} is full; free some space and run it again.", file=sys.stderr)
+        print(
+            f"error: The disk that holds {options.output} is full; free some space and run it again.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
@@ -89,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export(name: str, output: Path, cache: Path) -> Path:
-    """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there before stays until it is whole."""
+    """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole."""
     started = time.monotonic()
     checkpoint = open_checkpoint(name, cache)
     print(f"{checkpoint.title}: {checkpoint.source.kind} {checkpoint.source.name}", flush=True)
@@ -195,7 +198,7 @@ def _build(checkpoint: Checkpoint, folder: Path) -> Manifest:
 
 
 def _require_space(folder: Path, parameters: int) -> None:
-    """Refuse before the work: traced graph and shards stand side by side for a moment, at about a byte a weight each."""
+    """Refuse before the work: for a moment traced graph and shards both exist, at about a byte a weight each."""
     needed, free = 2 * parameters, shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(
@@ -206,7 +209,7 @@ def _require_space(folder: Path, parameters: int) -> None:
 
 def _embedding_name(model: Any) -> str:
     embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding) + ".weight"
+    return f"{next(name for name, module in model.named_modules() if module is embedding)}.weight"
 
 
 @torch.no_grad()
@@ -249,7 +252,7 @@ def _describe(blocks: dict[str, Blocks], embedding: str, stored: int) -> Quantiz
 
 
 def _write_graphs(traced: Path, folder: Path) -> tuple[dict[str, str], list[Path]]:
-    """model.onnx (and model-webgpu.onnx where WebGPU needs another form) over one set of shards, at accuracy_level 0."""
+    """model.onnx (and model-webgpu.onnx where WebGPU needs another form) over one set of shards; accuracy_level 0."""
     data = traced.with_name("model.onnx_data")
     model = graph.load(traced)
     graph.tidy(model)
@@ -266,8 +269,14 @@ def _write_graphs(traced: Path, folder: Path) -> tuple[dict[str, str], list[Path
 
 
 def _verify(
-    folder: Path, graphs: dict[str, str], kv: KVLayout, gate_ids: list[int], ids: list[int], reference: Any, source: float
-) -> Verification:  # fmt: skip
+    folder: Path,
+    graphs: dict[str, str],
+    kv: KVLayout,
+    gate_ids: list[int],
+    ids: list[int],
+    reference: Any,
+    source: float,
+) -> Verification:
     """Gate every graph, set it to the accuracy_level that ships, and measure that."""
     names = sorted(set(graphs.values()))
     with _stage("Verifying", len(names) * 3 * len(gate_ids) + len(ids), "tokens") as bar:

@@ -68,7 +68,7 @@ def _extract(wheel: Path, member: str, target: Path, licence: Path) -> None:
 
 
 def from_hub(repository: str, check: Callable[[Path], None]) -> tuple[Path, str]:
-    """(folder, commit) of a Hub repository; ``check`` sees a folder with config.json before any weights are asked for."""
+    """(folder, commit) of a Hub repository; ``check`` sees its config.json before any weights are asked for."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

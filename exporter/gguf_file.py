@@ -97,7 +97,11 @@ class GGUFFile:
             tensor = stored.get(f"{gguf_name}.{suffix}")
             if tensor is None:
                 raise ExportError(f"{self.path.name} has no tensor for {parameter}; it is not a whole model.")
-            yield parameter, GGUFTensor(tensor.name, tensor.tensor_type.name, tensor.data), _row_order(config, parameter)
+            yield (
+                parameter,
+                GGUFTensor(tensor.name, tensor.tensor_type.name, tensor.data),
+                _row_order(config, parameter),
+            )
 
     def norm_offset(self, config: Any, parameter: str) -> float:
         """What to subtract from a stored norm weight: llama.cpp adds the 1 of Gemma's 1 + weight into the file."""
@@ -122,7 +126,7 @@ def _name_map(architecture: str, layers: int) -> Any:
 
 
 def _row_order(config: Any, parameter: str) -> Tensor | None:
-    """Row numbers that undo llama.cpp's permutation: it stores a head's rows as (pair, half) instead of (half, pair)."""
+    """Row numbers that undo llama.cpp's permutation: it stores a head's rows as (pair, half), not (half, pair)."""
     if config.model_type not in _PERMUTED or not parameter.endswith(("q_proj.weight", "k_proj.weight")):
         return None
     heads = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads

@@ -6,6 +6,7 @@ look at ``tokenizer.ggml.pre``. That key names the pre-tokenizer; one that is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -41,7 +42,7 @@ def _by_digits() -> Any:
     )
 
 
-PRE_TOKENIZERS = {
+PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
     "smollm": _by_digits,
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "llama-bpe": lambda: _by_regex(_LLAMA3),
@@ -50,7 +51,7 @@ PRE_TOKENIZERS = {
 
 
 def build_tokenizer(file: Any) -> Tokenizer:
-    """The Rust tokenizer that ``file`` (a GGUFFile) describes, without a post-processor: templates write BOS themselves.
+    """The Rust tokenizer that ``file`` (a GGUFFile) describes; no post-processor, since templates write BOS themselves.
 
     Raises ExportError for a tokenizer model or pre-tokenizer that is not known.
     """
@@ -71,7 +72,9 @@ def build_tokenizer(file: Any) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False))
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
-    added = [(token, kinds[index]) for index, token in enumerate(tokens) if kinds[index] in (CONTROL, USER_DEFINED)]
+    added: list[tuple[str, int]] = [
+        (token, kinds[index]) for index, token in enumerate(tokens) if kinds[index] in (CONTROL, USER_DEFINED)
+    ]
     for token, token_kind in added:
         tokenizer.add_tokens([AddedToken(token, special=token_kind == CONTROL, normalized=False)])
     return tokenizer

@@ -175,8 +175,8 @@ def _in_order_of_use(model: Any) -> Iterable[Any]:
 def sum_form(model: Any) -> int:
     """Rewrite each MatMulNBits with float zero points for runtimes that refuse those; the number of them.
 
-    ``Σ x · s · (c - z)`` is ``Σ x · s · (c - 8) + Σ_blocks (Σ x) · s · (8 - z)``: the first term needs no zero points, the
-    second is a small float MatMul of the activations' block sums, equally exact.
+    ``Σ x · s · (c - z)`` is ``Σ x · s · (c - 8) + Σ_blocks (Σ x) · s · (8 - z)``: the first term needs no zero points,
+    the second is a small float MatMul of the activations' block sums, equally exact.
     """
     graph = model.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}

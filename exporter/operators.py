@@ -28,7 +28,7 @@ def _input(value: Any, index: int = 0) -> Any:
 
 
 def _none(graph: Any) -> Any:
-    return symbolic_helper._optional_input_placeholder_tensor(graph)
+    return symbolic_helper._optional_input_placeholder_tensor(graph)  # type: ignore[no-untyped-call]
 
 
 def _int64(graph: Any, *numbers: int) -> Any:
@@ -56,7 +56,7 @@ def _slice_of(value: Any) -> tuple[Any, int, int] | None:
 
 
 def _rows_of_heads(graph: Any, value: Any) -> Any:
-    """[batch, heads, tokens, head_dim] → [batch, tokens, heads · head_dim], by undoing the model's own view and transpose."""
+    """[batch, heads, tokens, head_dim] → [batch, tokens, heads · head_dim], undoing the model's view and transpose."""
     if _kind(value) == "onnx::Concat":  # partial rotary: cat(rotated, passed) of two slices of one tensor
         parts = [_slice_of(part) for part in value.node().inputs()]
         if all(parts) and len({part[0].debugName() for part in parts if part}) == 1 and parts[0]:
@@ -77,7 +77,15 @@ class MatMulNBits(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None, rows: int, columns: int, bits: int
+        ctx: Any,
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        bias: Tensor | None,
+        rows: int,
+        columns: int,
+        bits: int,
     ) -> Tensor:
         return x.new_zeros((*x.shape[:-1], rows))
 
@@ -93,7 +101,13 @@ class MatMulNBits(Function):
         if bias is not None:
             inputs += [_none(graph), bias]
         y = graph.op(
-            "com.microsoft::MatMulNBits", *inputs, K_i=columns, N_i=rows, bits_i=bits, block_size_i=BLOCK_SIZE, accuracy_level_i=0
+            "com.microsoft::MatMulNBits",
+            *inputs,
+            K_i=columns,
+            N_i=rows,
+            bits_i=bits,
+            block_size_i=BLOCK_SIZE,
+            accuracy_level_i=0,
         )
         y.setType(x.type().with_sizes([None, None, rows]))
         return y
@@ -103,7 +117,9 @@ class GatherBlockQuantized(Function):
     """ids int64 [batch, tokens] → rows of a block-quantized embedding, float32 [batch, tokens, columns]."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, columns: int, bits: int) -> Tensor:
+    def forward(
+        ctx: Any, ids: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, columns: int, bits: int
+    ) -> Tensor:
         return scales.new_zeros((*ids.shape, columns))
 
     @staticmethod
@@ -161,8 +177,9 @@ class GroupQueryAttention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, seqlens_k: Tensor, total: Tensor,
-        cos: Tensor | None, sin: Tensor | None, heads: int, kv_heads: int, head_dim: int, scale: float, window: int, softcap: float,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, seqlens_k: Tensor,
+        total: Tensor, cos: Tensor | None, sin: Tensor | None, heads: int, kv_heads: int, head_dim: int, scale: float,
+        window: int, softcap: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         batch, _, tokens, _ = q.shape
         present = (batch, kv_heads, past_key.shape[2] + tokens, head_dim)

@@ -19,7 +19,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``name`` on the command line, ``title`` on the page, the ``hub`` id, its ``licence``, and where else it can be had."""
+    """``name`` on the command line, ``title`` on the page, ``hub`` id, ``licence``, and a ``package`` with it."""
 
     name: str
     title: str
@@ -63,4 +63,6 @@ def unknown(name: str) -> ExportError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     if near:
         return ExportError(f"There is no model called {name!r}. Did you mean {' or '.join(near)}?")
-    return ExportError(f"There is no model called {name!r}. Known names: {', '.join(names)}; a folder or GGUF works too.")
+    return ExportError(
+        f"There is no model called {name!r}. Known names: {', '.join(names)}; a folder or GGUF works too."
+    )

@@ -53,6 +53,9 @@ class ScaleBank(nn.Module):
     ``-minimum / scale``, which is how GGUF's Q4_1 goes in without loss at 5 bits a weight.
     """
 
+    scales: Tensor
+    negative_minima: Tensor | None
+
     def __init__(self, layers: list[QuantizedLinear]) -> None:
         super().__init__()
         self.keys = [id(layer) for layer in layers]
@@ -74,6 +77,10 @@ class ScaleBank(nn.Module):
 class QuantizedLinear(nn.Module):
     """nn.Linear over Blocks. Its scales come from the ScaleBank of the step."""
 
+    codes: Tensor
+    zeros: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, blocks: Blocks, bias: Tensor | None) -> None:
         super().__init__()
         self.blocks = blocks
@@ -86,13 +93,22 @@ class QuantizedLinear(nn.Module):
         step = Current.step
         zeros = step.zeros.get(id(self), self.zeros)
         result: Tensor = MatMulNBits.apply(  # type: ignore[no-untyped-call]
-            x, self.codes, step.scales[id(self)], zeros, self.bias, self.out_features, self.in_features, self.blocks.bits
+            x,
+            self.codes,
+            step.scales[id(self)],
+            zeros,
+            self.bias,
+            self.out_features,
+            self.in_features,
+            self.blocks.bits,
         )
         return result
 
 
 class QuantizedTable(QuantizedLinear):
     """A QuantizedLinear that an embedding reads too, so it holds its scales itself, as [rows, blocks]."""
+
+    scales: Tensor
 
     def __init__(self, blocks: Blocks, bias: Tensor | None) -> None:
         if blocks.minima is not None:
@@ -159,7 +175,10 @@ class Norm(nn.Module):
 class RotaryTable(nn.Module):
     """Whole cos and sin tables [context, rotary_dim / 2], computed in float64 and checked against the model's own."""
 
-    def __init__(self, rotary: nn.Module, context: int) -> None:
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, rotary: Any, context: int) -> None:
         super().__init__()
         # NumPy, because torch.cos was seen to differ in the last bit between processes.
         angles = (torch.arange(context).float()[:, None] * rotary.inv_freq.float()[None]).numpy().astype(np.float64)
@@ -168,10 +187,14 @@ class RotaryTable(nn.Module):
         sin = torch.from_numpy((np.sin(angles) * factor).astype(np.float32))
         own_cos, own_sin = rotary(torch.zeros(1, 1, 1), torch.arange(context)[None])
         half = cos.shape[-1]
-        if own_cos.shape[-1] != 2 * half or max(
-            float((own_cos[0, :, :half] - cos).abs().max()), float((own_sin[0, :, half:] - sin).abs().max())
-        ) > 2e-3:
-            raise ExportError(f"{type(rotary).__name__} does not rotate halves by cos and sin tables; it is not supported.")
+        if (
+            own_cos.shape[-1] != 2 * half
+            or max(float((own_cos[0, :, :half] - cos).abs().max()), float((own_sin[0, :, half:] - sin).abs().max()))
+            > 2e-3
+        ):
+            raise ExportError(
+                f"{type(rotary).__name__} does not rotate halves by cos and sin tables; it is not supported."
+            )
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
 
@@ -179,7 +202,7 @@ class RotaryTable(nn.Module):
         return self.cos, self.sin
 
 
-class NewKeysOnly(Cache):
+class NewKeysOnly(Cache):  # type: ignore[misc]
     """update() gives back only the new keys and values: the operator appends them to the past itself."""
 
     def __init__(self, length: int) -> None:

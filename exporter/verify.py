@@ -56,7 +56,9 @@ def perplexity(logits: Floats, ids: Sequence[int]) -> float:
     return math.exp(total / (len(ids) - 1))
 
 
-def compare(graph: Path, kv: KVLayout, reference: Floats, ids: Sequence[int], report: Callable[[int], None]) -> Differences:
+def compare(
+    graph: Path, kv: KVLayout, reference: Floats, ids: Sequence[int], report: Callable[[int], None]
+) -> Differences:
     """Run ``graph`` (accuracy_level 0) on ``ids`` in three ways, against ``reference`` [tokens, vocabulary].
 
     Prefill at once, prefill in chunks, and the last tokens one by one over the KV cache. ``report`` is called with

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import tiny_checkpoint
 from exporter.export import export
 from exporter.graph import attributes, load
@@ -45,5 +46,7 @@ def test_gemma_keeps_one_embedding(tmp_path: Path) -> None:
     target = export(str(folder), tmp_path / "models", tmp_path / "cache")
     graph = load(target / "model.onnx").graph
     shared = [t for t in graph.initializer if t.name.endswith("codes") or "Reshape" in t.name]
-    places = [tuple((e.key, e.value) for e in t.external_data) for t in shared if t.dims[0] == tiny_checkpoint.VOCABULARY]
+    places = [
+        tuple((e.key, e.value) for e in t.external_data) for t in shared if t.dims[0] == tiny_checkpoint.VOCABULARY
+    ]
     assert len(places) == 2 and len(set(places)) == 1

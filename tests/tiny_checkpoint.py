@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from exporter.export import export
 from exporter.verify import TEXT
 
 VOCABULARY = 512
@@ -45,7 +41,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": True},
     "llama-untied": {"model_type": "llama", "tie_word_embeddings": False},
     "llama3-rope": {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": _LLAMA3_ROPE, "head_dim": 32},
-    "gemma": {"model_type": "gemma", "head_dim": 256, "num_key_value_heads": 1, "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma": {
+        "model_type": "gemma",
+        "head_dim": 256,
+        "num_key_value_heads": 1,
+        "hidden_activation": "gelu_pytorch_tanh",
+    },
     "gemma2": {
         "model_type": "gemma2",
         "head_dim": 32,
@@ -120,12 +121,3 @@ def save(name: str, folder: Path, *, chat: bool = True) -> Path:
     fast.save_pretrained(folder)
     (folder / "LICENSE").write_text("Public domain.\n", encoding="utf-8")
     return folder
-
-
-@cache
-def exported(*, chat: bool) -> Path:
-    """The folder of a tiny exported llama, made once per run: tiny-chat, or tiny-base without a chat template."""
-    home = Path(tempfile.mkdtemp(prefix="handbill-tiny-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    folder = save("llama", home / ("tiny-chat" if chat else "tiny-base"), chat=chat)
-    return export(str(folder), home / "models", home / "cache")

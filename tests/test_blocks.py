@@ -1,0 +1,65 @@
+"""Blocks: packing, rounding, and what they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter.blocks import pack_nibbles, pack_zeros, round_to_nearest, stack, unpack_nibbles
+
+
+@given(st.integers(1, 40), st.integers(0, 1 << 30))
+@settings(max_examples=30, deadline=None)
+def test_packing_nibbles_goes_both_ways(pairs: int, seed: int) -> None:
+    codes = torch.randint(0, 16, (3, 2 * pairs), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    assert torch.equal(unpack_nibbles(pack_nibbles(codes)), codes)
+
+
+def test_the_first_code_is_the_lower_nibble() -> None:
+    assert pack_nibbles(torch.tensor([[1, 2]], dtype=torch.uint8)).item() == 0x21
+
+
+def test_odd_zero_points_are_padded() -> None:
+    assert pack_zeros(torch.tensor([[3, 4, 5]], dtype=torch.uint8), 4).tolist() == [[0x43, 0x05]]
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 100),
+    bits=st.sampled_from([4, 8]),
+    spread=st.sampled_from([1e-3, 1.0, 1e3]),
+    shift=st.sampled_from([0.0, 3.0, -3.0]),
+    seed=st.integers(0, 1 << 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_rounding_errs_by_about_half_a_step(
+    rows: int, columns: int, bits: int, spread: float, shift: float, seed: int
+) -> None:
+    weights = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) + shift) * spread
+    blocks = round_to_nearest(weights, bits)
+    assert blocks.dequantize().shape == weights.shape
+    scales = blocks.scales.float().repeat_interleave(32, 1)[:, :columns]
+    # Half a step of the code, as much again for a zero point that was rounded, and float16's rounding of the scale.
+    slack = 1.05 if bits == 4 else 0.6
+    assert ((blocks.dequantize() - weights).abs() <= slack * scales + 1e-6 * spread).all()
+    assert blocks.error == pytest.approx(float((blocks.dequantize() - weights).abs().max()))
+
+
+def test_zero_weights_stay_zero() -> None:
+    for bits in (4, 8):
+        assert not round_to_nearest(torch.zeros(2, 64), bits).dequantize().any()
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    four = round_to_nearest(torch.randn(8, 96), 4)
+    assert four.bytes == 8 * (48 + 2 * 3 + 2)
+    assert round_to_nearest(torch.randn(8, 96), 8).bytes == 8 * (96 + 2 * 3)
+
+
+def test_stacking_needs_one_form() -> None:
+    four, eight = round_to_nearest(torch.randn(2, 32), 4), round_to_nearest(torch.randn(2, 32), 8)
+    joined = stack([four, four])
+    assert joined is not None and torch.equal(joined.dequantize(), torch.cat([four.dequantize()] * 2))
+    assert stack([four, eight]) is None

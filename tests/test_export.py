@@ -1,0 +1,250 @@
+"""The command: bad input is one sentence and exit 1, nothing is half-written, nothing already there is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_checkpoint
+from exporter import convert, verify
+from exporter import export as command
+from exporter.errors import ExportError
+from handbill.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint.save("llama", tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+def run(tmp_path: Path, *arguments: str) -> int:
+    return command.main([*arguments, "--output", str(tmp_path / "models"), "--cache", str(tmp_path / "cache")])
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def nothing_written(tmp_path: Path) -> bool:
+    models = tmp_path / "models"
+    return not models.exists() or not any(models.iterdir())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def test_export_is_whole_and_repeatable(checkpoint: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, str(checkpoint)) == 0
+    target = tmp_path / "models" / "tiny"
+    manifest = Manifest.from_json((target / "manifest.json").read_text("utf-8"))
+    first = contents(target)
+    assert {file.name: file.sha256 for file in manifest.files} == {
+        n: h for n, h in first.items() if n != "manifest.json"
+    }
+    assert manifest.licence.file == "LICENSE"
+    assert manifest.plan == "plan.json"
+    assert run(tmp_path, str(checkpoint)) == 0
+    assert contents(target) == first
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("smolm2-135m", "Did you mean smollm2-135m"),
+        ("zzzz", "Known names: smollm2-135m"),
+        ("./no/such/folder", "does not exist"),
+        ("missing.gguf", "does not exist"),
+    ],
+)
+def test_an_unknown_name(name: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, name) == 1
+    assert says in said(capsys)
+    assert nothing_written(tmp_path)
+
+
+def test_the_hub_out_of_reach(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(tmp_path, "gemma-2b") == 1
+    sentence = said(capsys)
+    assert "google/gemma-2b" in sentence and "accept the model's licence" in sentence and "path of a folder" in sentence
+    assert nothing_written(tmp_path)
+
+
+def test_pickles_only(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    assert run(tmp_path, str(folder)) == 1
+    assert "only as pickles (pytorch_model.bin)" in said(capsys)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixtral: a mixture of experts"),
+        ({"model_type": "t5"}, "t5: an encoder-decoder model"),
+        ({"model_type": "mamba"}, "mamba: "),
+        ({"model_type": "gpt_neox"}, "gpt_neox: "),
+        ({"model_type": "opt"}, "opt: a model without rotary"),
+        ({"model_type": "bert"}, "bert: "),
+        ({"model_type": "made_up"}, "made_up: this architecture is not known"),
+        (
+            {"model_type": "made_up", "auto_map": {"AutoConfig": "x.Y"}},
+            "made_up: a model that needs its own remote code",
+        ),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "llama: rope scaling of type 'dynamic'"),
+    ],
+)
+def test_an_unsupported_architecture(
+    changes: dict[str, Any], says: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before weights are read: there are none in the folder."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    settings = json.loads((checkpoint / "config.json").read_text("utf-8")) | changes
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert run(tmp_path, str(folder)) == 1
+    assert says in said(capsys)
+    assert nothing_written(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, str(tmp_path)) == 1
+    assert "has no config.json" in said(capsys)
+
+
+def test_no_disk_space_is_seen_before_the_work(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
+    assert run(tmp_path, str(checkpoint)) == 1
+    assert "GB free" in said(capsys)
+    assert nothing_written(tmp_path)
+
+
+def test_a_disk_that_fills_up(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("exporter.graph.shard", full)
+    assert run(tmp_path, str(checkpoint)) == 1
+    assert "is full" in said(capsys)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["convert", "_write_graphs", "_verify", "write_plan", "_put_in_place"])
+def test_killed_between_stages_then_run_again(
+    stage: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path, str(checkpoint)) == 0
+    target = tmp_path / "models" / "tiny"
+    before = contents(target)
+
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any, **__: Any) -> None:
+            # SIGKILL runs no `finally`: the half-made folder stays.
+            patch.setattr(command.shutil, "rmtree", lambda *_, **__: None)
+            raise SystemExit(137)
+
+        patch.setattr(command, stage, killed)
+        with pytest.raises(SystemExit):
+            run(tmp_path, str(checkpoint))
+    assert (tmp_path / "models" / ".tiny.partial").is_dir()
+    assert contents(target) == before
+    assert run(tmp_path, str(checkpoint)) == 0
+    assert contents(target) == before
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("fault", ["softcap", "window", "rotary"])
+def test_a_wrong_graph_fails_the_gate(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The faults that other exporters ship silently."""
+    folder = tiny_checkpoint.save("gemma2", tmp_path / "gemma2")
+    original = command._write_graphs
+
+    def broken(traced: Path, out: Path) -> Any:
+        from exporter import graph
+
+        model = graph.load(traced)
+        for node in model.graph.node:
+            for item in node.attribute:
+                if fault == "softcap" and item.name == "softcap":
+                    item.f = 0.0
+                if fault == "window" and item.name == "local_window_size":
+                    item.i = -1
+                if fault == "rotary" and item.name == "rotary_interleaved":
+                    item.i = 1
+        traced.write_bytes(model.SerializeToString())
+        return original(traced, out)
+
+    monkeypatch.setattr(command, "_write_graphs", broken)
+    assert run(tmp_path, str(folder)) == 1
+    assert "differs from eager torch" in said(capsys)
+    assert nothing_written(tmp_path)
+
+
+def test_the_rotary_patch_does_not_leak(checkpoint: Path, tmp_path: Path) -> None:
+    from transformers.models.llama import modeling_llama
+
+    before = modeling_llama.apply_rotary_pos_emb
+    reference = verify.eager_logits(tiny_checkpoint.model("llama"), range(20))
+    assert run(tmp_path, str(checkpoint)) == 0
+    assert modeling_llama.apply_rotary_pos_emb is before
+    assert (verify.eager_logits(tiny_checkpoint.model("llama"), range(20)) == reference).all()
+
+
+def test_a_norm_that_is_none_is_refused() -> None:
+    class OddRMSNorm(torch.nn.Module):
+        weight = torch.nn.Parameter(torch.ones(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight
+
+    from exporter.substitute import _norm
+
+    with pytest.raises(ExportError, match="OddRMSNorm is not"):
+        _norm(OddRMSNorm())
+
+
+def test_help_and_list_are_for_newcomers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    assert "examples:" in capsys.readouterr().out
+    assert command.main(["--list"]) == 0
+    assert "google/gemma-2b" in capsys.readouterr().out
+
+
+def test_perplexity_of_even_odds_is_the_vocabulary() -> None:
+    import numpy as np
+
+    assert verify.perplexity(np.zeros((5, 32), np.float32), [1, 2, 3, 4, 5]) == pytest.approx(32)
+
+
+def test_convert_restores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.delenv("FORCE_ONNX_EXTERNAL_DATA", raising=False)
+    with convert._external_data():
+        assert os.environ["FORCE_ONNX_EXTERNAL_DATA"] == "1"
+    assert "FORCE_ONNX_EXTERNAL_DATA" not in os.environ
