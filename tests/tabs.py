@@ -30,7 +30,7 @@ ARGUMENTS = [
 ]
 NO_GPU = ["--disable-gpu"]
 SOFTWARE_GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
-LOADED_MS = 40_000
+LOADED_MS = 180_000
 """A machine with one busy core takes a while for Python and a model; nothing here measures time."""
 
 
