@@ -430,3 +430,13 @@ def test_rewinding_gives_the_same_again(tmp_path: Path, build: str, threads: int
     _, answers = cpu_session.run(tmp_path, steps, build=build, threads=threads, architecture={"context": CONTEXT})
     assert np.array_equal(answers[0].logits, answers[1].logits)
     np.testing.assert_allclose(answers[0].logits, answers[3].logits, rtol=1e-4, atol=1e-5)
+
+
+def test_helpers_that_die_between_steps_cost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(small_plan()))
+    steps = [{"ids": list(range(60)), "logits": True}, {"ids": [1], "logits": True}]
+    alive = cpu_session.case(tmp_path, steps, threads=3, architecture={"context": CONTEXT})
+    results = cpu_session.run_all([alive, alive | {"kill": True}])
+    answers = [result[1] for result in results if not isinstance(result, FaultError)]
+    for one, other in zip(*answers, strict=True):
+        assert np.array_equal(one.logits, other.logits)

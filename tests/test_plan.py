@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 
 import cpu_session
 import kernel_graph
 from exporter import plan
+from exporter.plan_tensors import PlanError
 from kernel_graph import Array, Shape
 
 SHAPES = {
@@ -92,3 +95,33 @@ def test_random_models(tmp_path: Path, name: str, build: str, threads: int, limi
     chunks = [37, 1, 1, 2, 3, 51, 5]
     expected = native(model, shape, ids, chunks)[asked_rows(chunks)]
     assert distance(ours(tmp_path, ids, chunks, build=build, threads=threads), expected) < limit
+
+
+def test_unknown_operator_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    model = kernel_graph.build(tmp_path, Shape())
+    proto = onnx.load(str(model), load_external_data=False)
+    next(node for node in proto.graph.node if node.op_type == "Sigmoid").op_type = "Softsign"
+    onnx.save(proto, str(model))
+    with pytest.raises(PlanError, match=r"do not know Softsign as .* so this model runs on ORT Web only on the CPU"):
+        plan.write(model, tmp_path / "plan.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", kernel_graph.SHARD]
+
+
+@pytest.mark.parametrize("setting", ["smooth_softmax", "no_causal"])
+def test_attention_the_kernels_lack_is_refused(tmp_path: Path, setting: str) -> None:
+    model = kernel_graph.build(tmp_path, Shape())
+    proto = onnx.load(str(model), load_external_data=False)
+    node = next(node for node in proto.graph.node if node.op_type == "GroupQueryAttention")
+    node.attribute.append(helper.make_attribute(setting, 1))
+    onnx.save(proto, str(model))
+    with pytest.raises(PlanError, match="GroupQueryAttention"):
+        plan.derive(model)
+
+
+def test_plan_copies_no_weights_and_shares_the_embedding(tmp_path: Path) -> None:
+    found = plan.derive(kernel_graph.build(tmp_path, Shape()))
+    assert all("file" in tensor or tensor["elements"] <= 64 for tensor in found["tensors"])
+    embed, head = (next(op for op in found["ops"] if op["op"] == kind) for kind in ("embed", "pick"))
+    lm_head = found["ops"][found["ops"].index(head) + 1]
+    assert lm_head["op"] == "linear" and lm_head["weights"] == embed["weights"]
+    assert {weights["zeros"]["kind"] for weights in found["weights"] if "zeros" in weights} == {"minimum_negated"}

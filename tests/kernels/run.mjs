@@ -11,6 +11,8 @@ import { Worker as NodeWorker } from "node:worker_threads";
 globalThis.self = globalThis;
 globalThis.fetch = async (url) => new Response(await fs.readFile(url));
 
+const workers = [];
+
 /** A browser's module worker on top of Node's. */
 globalThis.Worker = class {
   constructor(url) {
@@ -21,6 +23,7 @@ globalThis.Worker = class {
       const ready = import(${JSON.stringify(String(url))});
       parentPort.on("message", async (data) => { await ready; self.onmessage({ data }); });`;
     this.inner = new NodeWorker(code, { eval: true });
+    workers.push(this);
     this.inner.on("message", (data) => this.onmessage?.({ data }));
     this.inner.on("error", (error) => this.onerror?.(error));
   }
@@ -40,7 +43,7 @@ const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byte
 const say = (message) => writeSync(answers, `${JSON.stringify(message)}\n`);
 const answers = openSync(request.answers, "w");
 
-async function run({ folder, manifest, choice, steps }) {
+async function run({ folder, manifest, choice, steps, kill }) {
   const session = await open({
     manifest,
     read: async (name) => new Uint8Array(await fs.readFile(path.join(folder, name))),
@@ -48,6 +51,7 @@ async function run({ folder, manifest, choice, steps }) {
     onProgress: () => {},
     choice,
   });
+  if (kill) await Promise.all(workers.map((worker) => worker.inner.terminate()));
   const info = { context: session.context, chunk: session.chunk, runtime: session.runtime, bytes: session.bytes };
   const done = [];
   for (const step of steps) {
