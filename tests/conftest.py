@@ -53,7 +53,7 @@ def tiny_site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import page_models  # Not at the top: it brings torch, which most tests do without.
 
     home = tmp_path_factory.mktemp("tiny") / "dist"
-    shutil.copytree(dist, home, copy_function=_link, ignore=lambda folder, names: {"models"} & {*names})
+    shutil.copytree(dist, home, copy_function=_link, ignore=shutil.ignore_patterns("models"))
     models = []
     for chat in (True, False):
         export = page_models.exported(chat=chat)

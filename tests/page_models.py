@@ -45,7 +45,7 @@ def _compute_exactly(folder: Path) -> None:
 
 
 def _checkpoint(folder: Path, *, chat: bool) -> Path:
-    """config, safetensors and a tokenizer of the 128 ASCII characters: any answer is text that encodes to its tokens."""
+    """config, safetensors and a tokenizer of the 128 ASCII characters: any answer encodes to its own tokens again."""
     letters = [_letter(byte) for byte in range(128)]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

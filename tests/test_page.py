@@ -98,8 +98,11 @@ def test_ort_web_answers_as_native_onnxruntime_does(chromium: Browser, site: str
 
 
 def test_our_own_kernels_answer_as_native_onnxruntime_does(chromium: Browser, site: str) -> None:
-    """Without a graphics chip they are the choice. They round int8 activations as native onnxruntime does, but not in the
-    same order of sums, so the question is one whose answer hangs on no near tie."""
+    """Without a graphics chip they are the choice.
+
+    They quantize activations to int8 as native onnxruntime does, but sum in another order and keep the KV cache in int8,
+    so the question is one whose answer hangs on no near tie.
+    """
     wanted = native_answer(real_model.FOLDER, PLAIN_QUESTION)
     tab = Tab(chromium.new_page(), site)
     tab.open("?model=smollm2-135m", settings=GREEDY)
@@ -116,7 +119,7 @@ def test_our_own_kernels_answer_as_native_onnxruntime_does(chromium: Browser, si
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_screenshots(chromium: Browser, site: str, width: int, scheme: Literal["light", "dark"]) -> None:
-    """Nothing sticks out sideways, and every button can be hit with a finger; the pictures are for people to look at."""
+    """Nothing sticks out sideways and a finger hits every button; the pictures are for people to look at."""
     context = chromium.new_context(viewport={"width": width, "height": 820}, color_scheme=scheme)
     tab = Tab(context.new_page(), site)
     tab.open("?model=smollm2-135m", settings={"temperature": 0, "max_tokens": 160})

@@ -120,6 +120,7 @@ def test_plain_http_in_a_local_network_runs_from_memory(chromium: Browser, tiny_
         tab = Tab(chromium.new_page(), address.replace("127.0.0.1", "handbill.test"))
         tab.open("?runtime=wasm", settings=GREEDY)
         assert tab.page.evaluate("isSecureContext") is False
+        assert "at each visit" in tab.page.inner_text("#fact-load")
         assert tab.ask("Hello")["ids"]
         assert tab.outside == []
         tab.page.close()

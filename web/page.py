@@ -117,6 +117,9 @@ class Page:
         if not self.ready:
             kept = message["where"] == "opfs"
             self._status("The model is here. Starting Python …" if kept else "Starting Python …", 100 if kept else 0)
+            if not kept:
+                fact = by_id("fact-load")
+                fact.textContent = fact.textContent.replace("once", "at each visit")
 
     def _on_ready(self, message: dict) -> None:  # type: ignore[type-arg]
         self.ready = True
