@@ -8,6 +8,11 @@
 #include "attention.h"
 #include "linear.h"
 
+/* Of the words below; cpu-link.js has the same number. A page that got its script and its kernels from different builds
+ * (an old cache) says so instead of running nonsense. */
+enum { LAYOUT = 1 };
+int EXPORT(layout)(void) { return LAYOUT; }
+
 enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, PICK, TOP_K };
 enum { ALL_TOKENS = 0, ASKED = 1 };
 

@@ -1,6 +1,9 @@
 // Lays a checked plan out in one WebAssembly memory and turns its operations into the words that
 // web/kernels/engine.c runs. The order of words in here is that of the structs there.
 
+/** Of the words written here; web/kernels/engine.c has the same number. */
+export const LAYOUT = 1;
+
 const OP_WORDS = 32;
 const STATE_WORDS = 12;
 const TICKET_BYTES = 16;

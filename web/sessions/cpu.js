@@ -2,7 +2,7 @@
 // in WebAssembly, one call per step, over the same weight shards that ONNX Runtime Web reads.
 
 import { Fault, asFault } from "../fault.js";
-import { MOST_PAGES, install, layOut } from "./cpu-link.js";
+import { LAYOUT, MOST_PAGES, install, layOut } from "./cpu-link.js";
 import { load } from "./cpu-load.js";
 import { readPlan } from "./cpu-plan.js";
 
@@ -30,6 +30,9 @@ export async function open({ manifest, read, base, onProgress, choice = {} }) {
     const module = await compile(new URL(`kernels/${name}`, base));
     const { map, memory } = reserve(plan, manifest, { threads, relaxed, most: choice.context ?? Infinity });
     const { exports } = new WebAssembly.Instance(module, { env: { memory } });
+    if (exports.layout?.() !== LAYOUT) {
+      throw new Fault("download", `kernels/${name} is of another version than sessions/cpu.js; reload the page.`);
+    }
     install(map, memory);
     await load({ plan, map, memory, kernels: exports, read, onFile: onProgress });
     const helpers = await startHelpers(module, memory, map);
