@@ -100,7 +100,7 @@ def test_ort_web_answers_as_native_onnxruntime_does(chromium: Browser, site: str
 def test_our_own_kernels_answer_as_native_onnxruntime_does(chromium: Browser, site: str) -> None:
     """Without a graphics chip they are the choice.
 
-    They quantize activations to int8 as native onnxruntime does, but sum in another order and keep the KV cache in int8,
+    They quantize activations to int8 as native onnxruntime does, but sum in another order, and their KV cache is int8,
     so the question is one whose answer hangs on no near tie.
     """
     wanted = native_answer(real_model.FOLDER, PLAIN_QUESTION)

@@ -125,7 +125,6 @@ class Page:
         self.ready = True
         self.is_base = message["is_base"]
         self.defaults = message["generation"]
-        self.context = message["context"]
         by_id("fact-model").textContent = by_id("model-name").textContent = message["title"]
         by_id("fact-runtime").textContent = message["runtime"]
         by_id("max_tokens").max = message["context"]
@@ -178,8 +177,6 @@ class Page:
         text = self.answer.unspoken(final) if self.answer else ""
         if text:
             by_id("live").append(element("span", "", text + " "))
-
-    # What the visitor does.
 
     def _on_submit(self, event: Event) -> None:
         event.preventDefault()
@@ -315,8 +312,6 @@ class Page:
         field = by_id("message")
         field.style.height = "auto"
         field.style.height = f"{field.scrollHeight}px"
-
-    # Settings.
 
     def _on_open_settings(self, _: Event) -> None:
         self._show_settings()
