@@ -1,7 +1,9 @@
 """The CPU session in headless Chromium against native ONNX Runtime, interleaved: python tests/bench/cpu/bench.py.
 
 Prints medians over ``--rounds`` and writes every raw figure to ``--out`` (JSON). One thread unless ``--threads`` says
-otherwise; native ONNX Runtime runs the same graph at accuracy_level 4.
+otherwise; native ONNX Runtime runs the same graph at accuracy_level 4. With ``--gguf`` (the file that the model came
+from) wllama takes part, after ``npm ci --ignore-scripts`` in tests/bench/peers. Each round has another prompt, so that
+nobody's cache of prompts helps.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ import kernels  # noqa: E402
 from exporter import graph  # noqa: E402
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-DECODED = 32
+LENGTHS = {"decode": (50, 32), "prefill": (518, 1), "long": (4064, 16)}
+"""Task → (tokens of prompt, tokens to generate)."""
 FASTEST = "webgpu"
 """The graph that native ONNX Runtime runs fastest: float zero points, in the other one, have no fast path there."""
 
@@ -41,8 +44,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """web/, the kernels and the model under one address, isolated so that threads are allowed."""
 
     folders: dict[str, Path]
+    gguf: Path | None = None
 
     def translate_path(self, path: str) -> str:
+        if path == "/gguf/model.gguf":
+            return str(self.gguf)
         first, _, rest = path.split("?")[0].lstrip("/").partition("/")
         return str(self.folders[first] / rest if first in self.folders else ROOT / "web" / first / rest)
 
@@ -111,20 +117,34 @@ class Worker:
         return answer
 
 
+def wllama(page: Page, address: str, threads: int, tokenizer: Any) -> Any:
+    """wllama.js in ``page``, as a function like ``native``'s."""
+    page.goto(f"{address}/bench/blank.html")
+    page.evaluate("async () => { self.peer = await import('/bench/wllama.js') }")
+    opened = page.evaluate("(threads) => self.peer.begin({threads})", threads)
+    print(f"wllama: opened in {opened['seconds']:.2f} s, {opened['threads']} threads")
+    return lambda prompt, tokens: page.evaluate(
+        "(message) => self.peer.run(message)", {"text": tokenizer.decode(prompt), "tokens": tokens}
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gguf", type=Path, help="the model's GGUF, for wllama")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     Handler.folders = {"model": arguments.model, "bench": Path(__file__).parent, "kernels": kernels_folder()}
+    Handler.folders |= {"peers": Path(__file__).parents[1] / "peers" / "node_modules"}
+    Handler.gguf = arguments.gguf
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     manifest = json.loads((arguments.model / "manifest.json").read_text())
-    ids = Tokenizer.from_file(str(arguments.model / manifest["tokenizer"])).encode(prose()).ids
-    prompts = {"decode": (ids[:50], DECODED), "prefill": (ids[:518], 1), "long": (ids[:4064], 16)}
+    tokenizer = Tokenizer.from_file(str(arguments.model / manifest["tokenizer"]))
+    ids = tokenizer.encode(prose()).ids
     figures: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -137,13 +157,14 @@ def main() -> None:
             opened = worker.ask({"open": {"manifest": manifest, "base": f"{address}/", "choice": choice}})
             print(f"{build}: opened in {opened['seconds']:.2f} s, {opened['bytes'] >> 20} MiB, {opened['runtime']}")
             runs[build] = lambda prompt, tokens, worker=worker: worker.ask({"prompt": prompt, "tokens": tokens})
+        if arguments.gguf:
+            runs["wllama"] = wllama(browser.new_page(), address, arguments.threads, tokenizer)
         for number in range(arguments.rounds):
-            for task, (prompt, tokens) in prompts.items():
-                if task == "long" and number:
-                    continue
+            for task, (length, tokens) in LENGTHS.items():
                 for name, run in runs.items():
-                    if task == "long" and name == "native":
+                    if task == "long" and (number or name in ("native", "wllama")):
                         continue
+                    prompt = ids[number * 61 : number * 61 + length]
                     figures.setdefault(task, {}).setdefault(name, []).append(run(prompt, tokens))
             print(f"round {number + 1} of {arguments.rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
         browser.close()
@@ -152,10 +173,10 @@ def main() -> None:
             first = statistics.median(result["first"] for result in results)
             each = statistics.median(result["milliseconds"] for result in results)
             speed = f"{1000 / each:6.1f} tokens/s" if each else ""
-            same = results[0]["output"] == figures[task].get("native", results)[0]["output"]
-            print(
-                f"{task:8} {name:8} first token {first:6.2f} s  {speed} {'' if same else '(other tokens than native)'}"
-            )
+            pairs = zip(results, figures[task].get("native", []), strict=False)
+            same = sum(a["output"] == b["output"] for a, b in pairs)
+            note = f"the same tokens as native in {same} of {len(results)}" if results[0]["output"] else ""
+            print(f"{task:8} {name:8} first token {first:6.2f} s  {speed} {note}")
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 
