@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from exporter.blocks import BLOCK_SIZE, Blocks, pack_nibbles
 from exporter.errors import ExportError
 
 LOSSLESS = {"Q4_0", "Q4_1", "Q8_0"}
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
+"""model_type where it is not the GGUF architecture's own name."""
+
 _PERMUTED = {"llama", "mistral", "smollm3"}
 _NORM_PLUS_ONE = {"gemma", "gemma2", "gemma3_text"}
 
@@ -73,19 +76,27 @@ class GGUFFile:
         return default if entry is None else entry.contents()
 
     def config(self) -> PretrainedConfig:
-        """The transformers config of the architecture the file names."""
+        """The transformers config of the architecture the file names.
+
+        By transformers' own table of keys, but not by its load_gguf_checkpoint, which reads the whole file again.
+        """
         architecture = self.value("general.architecture")
-        try:
-            settings = load_gguf_checkpoint(str(self.path), return_tensors=False)["config"]
-        except (ValueError, KeyError, NotImplementedError) as error:
+        if architecture not in GGUF_CONFIG_MAPPING:
             raise ExportError(
                 f"{self.path.name} holds the architecture {architecture!r}, which cannot be read from a GGUF; "
                 "pass the original checkpoint's folder instead."
-            ) from error
-        config = AutoConfig.for_model(**settings)
+            )
+        settings = {
+            name: self.value(f"{architecture}.{key}")
+            for key, name in GGUF_CONFIG_MAPPING[architecture].items()
+            if name and self.reader.get_field(f"{architecture}.{key}") is not None
+        }
         names = {tensor.name for tensor in self.reader.tensors}
-        config.tie_word_embeddings = "output.weight" not in names
-        return config
+        return AutoConfig.for_model(
+            _MODEL_TYPES.get(architecture, architecture),
+            **{"vocab_size": len(self.value("tokenizer.ggml.tokens"))} | settings,
+            tie_word_embeddings="output.weight" not in names,
+        )
 
     def tensors(self, model: torch.nn.Module, config: Any) -> Iterator[tuple[str, GGUFTensor, Tensor | None]]:
         """(parameter name, tensor, row order or None) for every parameter of ``model``, in the model's order."""
