@@ -49,14 +49,14 @@ def site(dist: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tiny_site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The assembled page with tiny random models in the place of its own: one that chats and a base model."""
+    """The assembled page with tiny random models in the place of its own: one that chats, a base one, a GGUF."""
     import page_models  # Not at the top: it brings torch, which most tests do without.
 
     home = tmp_path_factory.mktemp("tiny") / "dist"
     shutil.copytree(dist, home, copy_function=_link, ignore=shutil.ignore_patterns("models"))
     models = []
-    for chat in (True, False):
-        export = page_models.exported(chat=chat)
+    for name in ("tiny", "tiny-base", "tiny-gguf"):
+        export = page_models.exported(name)
         shutil.copytree(export, home / "models" / export.name)
         manifest = Manifest.from_json((export / NAME).read_text(encoding="utf-8"))
         size = sum(entry.bytes for entry in manifest.files)

@@ -1,4 +1,4 @@
-"""Exports of a tiny random llama for the page's tests, one that chats and a base model, made within seconds."""
+"""Exports of a tiny random llama for the page's tests: one that chats, a base model, and one from a GGUF."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tiny_gguf
 from exporter import graph
 from exporter.export import export
 from exporter.fetch import sha256
@@ -21,11 +22,19 @@ TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content 
 
 
 @functools.cache
-def exported(*, chat: bool) -> Path:
-    """The export, models/tiny or models/tiny-base of a temporary folder, once for the whole test run."""
+def exported(name: str) -> Path:
+    """The export of tiny, tiny-base or tiny-gguf in a temporary folder, once for the whole test run.
+
+    tiny-gguf has Q4_1 weights, hence float zero points: WebGPU gets a graph of another form than WASM.
+    """
     home = Path(tempfile.mkdtemp(prefix="handbill-tiny-"))
-    name = "tiny" if chat else "tiny-base"
-    folder = export(str(_checkpoint(home / name, chat=chat)), home / "models", home / "cache")
+    source = home / name
+    if name == "tiny-gguf":
+        source = source.with_suffix(".gguf")
+        tiny_gguf.write(source)
+    else:
+        _checkpoint(source, chat=name == "tiny")
+    folder = export(str(source), home / "models", home / "cache")
     _compute_exactly(folder)
     return folder
 
