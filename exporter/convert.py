@@ -17,7 +17,9 @@ from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.exporters.tasks import TasksManager
 from transformers.cache_utils import Cache
 
-from exporter.substitute import NewKeysOnly, Step, Substituted, rotary_inside
+from exporter.attention import NewKeysOnly, rotary_inside
+from exporter.modules import Step
+from exporter.substitute import Substituted
 
 TOP_K = 64
 OPSET = 20

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tiny_checkpoint
-from exporter import convert, verify
+from exporter import convert, pipeline, verify
 from exporter import export as command
 from exporter.errors import ExportError
 from handbill.manifest import Manifest
@@ -162,10 +162,10 @@ def test_killed_between_stages_then_run_again(
 
         def killed(*_: Any, **__: Any) -> None:
             # SIGKILL runs no `finally`: the half-made folder stays.
-            patch.setattr(command.shutil, "rmtree", lambda *_, **__: None)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
             raise SystemExit(137)
 
-        patch.setattr(command, stage, killed)
+        patch.setattr(command if stage == "_put_in_place" else pipeline, stage, killed)
         with pytest.raises(SystemExit):
             run(tmp_path, str(checkpoint))
     assert (tmp_path / "models" / ".tiny.partial").is_dir()
@@ -181,7 +181,7 @@ def test_a_wrong_graph_fails_the_gate(
 ) -> None:
     """The faults that other exporters ship silently."""
     folder = tiny_checkpoint.save("gemma2", tmp_path / "gemma2")
-    original = command._write_graphs
+    original = pipeline._write_graphs
 
     def broken(traced: Path, out: Path) -> Any:
         from exporter import graph
@@ -198,7 +198,7 @@ def test_a_wrong_graph_fails_the_gate(
         traced.write_bytes(model.SerializeToString())
         return original(traced, out)
 
-    monkeypatch.setattr(command, "_write_graphs", broken)
+    monkeypatch.setattr(pipeline, "_write_graphs", broken)
     assert run(tmp_path, str(folder)) == 1
     assert "differs from eager torch" in said(capsys)
     assert nothing_written(tmp_path)
