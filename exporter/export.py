@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="export.py",
-        description="Convert a small language model into a folder that a web page can run: Optimum converts it to "
-        "ONNX, weights become 4 bit, and the result is compared with the original before it is written.",
+        description="Convert a small language model into a folder that a web page can run.\n"
+        "Optimum converts it to ONNX, weights become 4 bit, and the result is compared with the original before it is written.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
