@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="export.py",
         description="Convert a small language model into a folder that a web page can run.\n"
-        "Optimum converts it to ONNX, weights become 4 bit, and the result is compared with the original before it is written.",
+        "Optimum converts it to ONNX, weights become 4 bit, and nothing is written before the\n"
+        "result agrees with the original.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,197 +1,121 @@
-"""The CPU session in headless Chromium against native ONNX Runtime, interleaved: python tests/bench/cpu/bench.py.
+"""Handbill's CPU session in headless Chromium against its peers, interleaved: python tests/bench/cpu/bench.py.
 
-Prints medians over ``--rounds`` and writes every raw figure to ``--out`` (JSON). One thread unless ``--threads`` says
-otherwise; native ONNX Runtime runs the same graph at accuracy_level 4. With ``--gguf`` (the file that the model came
-from) wllama takes part, after ``npm ci --ignore-scripts`` in tests/bench/peers. Each round has another prompt, so that
-nobody's cache of prompts helps.
+Needs the export (make model), the peers (npm ci --ignore-scripts in tests/bench/peers) and a quiet machine for about
+fifteen minutes. Each round has another prompt, so that nobody's cache of prompts helps. Writes every raw figure to
+tests/bench/results/cpu.json, from which report.py makes the table and the plot.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import http.server
+import importlib.metadata
 import json
 import os
-import statistics
+import subprocess
 import sys
-import tempfile
-import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 from tokenizers import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "build"), str(ROOT / "web")]
-
-import kernels  # noqa: E402
-from exporter import graph  # noqa: E402
+import report
+from runtimes import MODEL, PEERS, Run, in_browser, native, serve
+from q8 import FOLDER
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-LENGTHS = {"decode": (50, 32), "prefill": (518, 1), "long": (4064, 16)}
-"""Task → (tokens of prompt, tokens to generate)."""
-FASTEST = "webgpu"
-"""The graph that native ONNX Runtime runs fastest: float zero points, in the other one, have no fast path there."""
+OURS = ["ours", "ours, plain SIMD", "ours, two threads"]
+EVERYBODY = ["native onnxruntime", *OURS, "transformers.js q8", "wllama Q4_1"]
+SLOW_ROUNDS = 3
+"""Rounds for what takes a minute each: wllama's long prompt, and the whole curve against context length."""
 
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """web/, the kernels and the model under one address, isolated so that threads are allowed."""
-
-    folders: dict[str, Path]
-    gguf: Path | None = None
-
-    def translate_path(self, path: str) -> str:
-        if path == "/gguf/model.gguf":
-            return str(self.gguf)
-        first, _, rest = path.split("?")[0].lstrip("/").partition("/")
-        return str(self.folders[first] / rest if first in self.folders else ROOT / "web" / first / rest)
-
-    def end_headers(self) -> None:
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        super().end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def native(model: Path, threads: int) -> Any:
-    """A function (prompt, tokens) → {first, milliseconds, output}, as worker.js answers."""
-    proto = graph.load(model)
-    graph.set_accuracy_level(proto, 4)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    with tempfile.NamedTemporaryFile(dir=model.parent, suffix=".onnx") as file:
-        onnx.save(proto, file.name)
-        session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
-    shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
-    empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
-    outputs = ["topk_ids", *(name.replace("past_key_values", "present") for name in shapes)]
-
-    def step(ids: list[int], past: dict[str, Any], done: int) -> tuple[int, dict[str, Any]]:
-        total = done + len(ids)
-        feeds = {"input_ids": np.array([ids]), "positions": np.array([len(ids) - 1])}
-        feeds |= {"seqlens_k": np.array([total - 1], np.int32), "total_sequence_length": np.array(total, np.int32)}
-        top, *present = session.run(outputs, feeds | past)
-        return int(top[0, 0, 0]), dict(zip(shapes, present, strict=True))
-
-    def run(prompt: list[int], tokens: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        token, past = step(prompt, empty, 0)
-        first, output, times = time.perf_counter() - started, [token], []
-        while len(output) < tokens:
-            before = time.perf_counter()
-            token, past = step([token], past, len(prompt) + len(output) - 1)
-            times.append((time.perf_counter() - before) * 1000)
-            output.append(token)
-        return {"first": first, "milliseconds": statistics.median(times or [0.0]), "output": output}
-
-    return run
-
-
-class Worker:
-    """worker.js in a page; ``ask`` sends a message and returns the answer."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        page.goto(f"{address}/bench/blank.html")
-        page.evaluate("() => { self.worker = new Worker('/bench/worker.js', {type: 'module'}) }")
-        self.page = page
-
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = self.page.evaluate(
-            """(message) => new Promise((resolve) => {
-                 self.worker.onmessage = ({data}) => resolve(data);
-                 self.worker.onerror = (event) => resolve({fault: "worker", detail: event.message});
-                 self.worker.postMessage(message);
-               })""",
-            message,
-        )
-        if "fault" in answer:
-            raise SystemExit(f"{answer['fault']}: {answer['detail']}")
-        return answer
-
-
-def wllama(page: Page, address: str, threads: int, tokenizer: Any) -> Any:
-    """wllama.js in ``page``, as a function like ``native``'s."""
-    page.goto(f"{address}/bench/blank.html")
-    page.evaluate("async () => { self.peer = await import('/bench/wllama.js') }")
-    opened = page.evaluate("(threads) => self.peer.begin({threads})", threads)
-    print(f"wllama: opened in {opened['seconds']:.2f} s, {opened['threads']} threads")
-    return lambda prompt, tokens: page.evaluate(
-        "(message) => self.peer.run(message)", {"text": tokenizer.decode(prompt), "tokens": tokens}
-    )
+TASKS: dict[str, dict[str, Any]] = {
+    "decode": {"stops": [50], "tokens": 32, "runtimes": EVERYBODY, "fewer": []},
+    "prompt": {"stops": [518], "tokens": 1, "runtimes": EVERYBODY, "fewer": ["wllama Q4_1"]},
+    "cold turn": {"stops": [1040], "tokens": 1, "runtimes": ["ours"], "fewer": []},
+    "second turn": {"stops": [1000, 1040], "tokens": 1, "runtimes": ["ours"], "fewer": []},
+    "context": {
+        "stops": [100, 512, 1024, 2048, 4096],
+        "tokens": 16,
+        "runtimes": ["native onnxruntime", "ours"],
+        "fewer": ["native onnxruntime"],
+    },
+}
+"""Task → the stops of its prompt, tokens to decode at each, who takes part, and who only in SLOW_ROUNDS rounds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--gguf", type=Path, help="the model's GGUF, for wllama")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder for cpu.json, cpu.md and cpu.svg")
     arguments = parser.parse_args()
-    Handler.folders = {"model": arguments.model, "bench": Path(__file__).parent, "kernels": kernels_folder()}
-    Handler.folders |= {"peers": Path(__file__).parents[1] / "peers" / "node_modules"}
-    Handler.gguf = arguments.gguf
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    manifest = json.loads((arguments.model / "manifest.json").read_text())
-    tokenizer = Tokenizer.from_file(str(arguments.model / manifest["tokenizer"]))
-    ids = tokenizer.encode(prose()).ids
-    figures: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    if not FOLDER.is_dir():
+        print("Making the model of transformers.js, once", flush=True)
+        subprocess.run([sys.executable, Path(__file__).with_name("q8.py")], check=True)
+    ids = long_text()
+    started, load = time.monotonic(), os.getloadavg()[0]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=ARGUMENTS
         )
-        runs = {"native": native(arguments.model / manifest["graphs"][FASTEST], arguments.threads)}
-        for build in ("relaxed", "plain"):
-            worker = Worker(browser.new_page(), address)
-            choice = {"build": build, "threads": arguments.threads}
-            opened = worker.ask({"open": {"manifest": manifest, "base": f"{address}/", "choice": choice}})
-            print(f"{build}: opened in {opened['seconds']:.2f} s, {opened['bytes'] >> 20} MiB, {opened['runtime']}")
-            runs[build] = lambda prompt, tokens, worker=worker: worker.ask({"prompt": prompt, "tokens": tokens})
-        if arguments.gguf:
-            runs["wllama"] = wllama(browser.new_page(), address, arguments.threads, tokenizer)
-        for number in range(arguments.rounds):
-            for task, (length, tokens) in LENGTHS.items():
-                for name, run in runs.items():
-                    if task == "long" and (number or name in ("native", "wllama")):
-                        continue
-                    prompt = ids[number * 61 : number * 61 + length]
-                    figures.setdefault(task, {}).setdefault(name, []).append(run(prompt, tokens))
-            print(f"round {number + 1} of {arguments.rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
+        versions = find_versions(browser.version)
+        runs = {"native onnxruntime": native()}
+        opened = {}
+        for name, (run, facts) in in_browser(browser, serve()).items():
+            runs[name], opened[name] = run, facts
+            print(f"{name}: opened in {facts['seconds']:.2f} s, {facts['runtime']}", flush=True)
+        figures = measure(runs, ids, arguments.rounds)
         browser.close()
-    for task, by_runtime in figures.items():
-        for name, results in by_runtime.items():
-            first = statistics.median(result["first"] for result in results)
-            each = statistics.median(result["milliseconds"] for result in results)
-            speed = f"{1000 / each:6.1f} tokens/s" if each else ""
-            pairs = zip(results, figures[task].get("native", []), strict=False)
-            same = sum(a["output"] == b["output"] for a, b in pairs)
-            note = f"the same tokens as native in {same} of {len(results)}" if results[0]["output"] else ""
-            print(f"{task:8} {name:8} first token {first:6.2f} s  {speed} {note}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    result = {
+        "machine": f"{os.cpu_count()}-core x86 machine without a GPU",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "load": {"start": round(load, 2), "end": round(os.getloadavg()[0], 2)},
+        "versions": versions,
+        "opened": opened,
+        "figures": figures,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "cpu.json").write_text(json.dumps(report.rounded(result), separators=(",", ":")) + "\n")
+    report.write(arguments.out)
 
 
-def prose() -> str:
-    """Text of more than 4,064 tokens: this checkout's own documents, repeated."""
-    text = "".join(path.read_text() for path in sorted(ROOT.glob("*.md")))
-    return text * (1 + 40_000 // len(text))
+def measure(runs: dict[str, Run], ids: list[int], rounds: int) -> dict[str, dict[str, list[Any]]]:
+    """Task → runtime → the points of each round."""
+    figures: dict[str, dict[str, list[Any]]] = {}
+    for number in range(rounds):
+        for task, (stops, tokens, names, fewer) in ((task, each.values()) for task, each in TASKS.items()):
+            for name in names:
+                if name in fewer and number >= SLOW_ROUNDS:
+                    continue
+                prompt = ids[number * 61 :][: stops[-1]]
+                points = runs[name](prompt, stops, tokens)
+                figures.setdefault(task, {}).setdefault(name, []).append(points)
+                last = points[-1]
+                print(
+                    f"{number + 1}/{rounds} {task}, {name}: {last['seconds']:.2f} s, {last['milliseconds']:.1f} ms a token",
+                    flush=True,
+                )
+    return figures
 
 
-def kernels_folder() -> Path:
-    target = ROOT / ".cache" / "kernels-site" / "kernels"
-    kernels.build(target, ROOT / ".cache" / "kernels")
-    return target
+def long_text() -> list[int]:
+    """More than 4,500 token ids of prose: the text that the exporter measures perplexity on, repeated."""
+    text = (MODEL.parents[1] / "exporter" / "text.txt").read_text("utf-8")
+    ids: list[int] = Tokenizer.from_file(str(MODEL / "tokenizer.json")).encode(text * 6).ids
+    assert len(ids) > 4500
+    return ids
 
+
+def find_versions(chromium: str) -> dict[str, str]:
+    packages = {name: json.loads((PEERS / name / "package.json").read_text()) for name in NPM}
+    found = {name: str(package["version"]) for name, package in packages.items()}
+    return {"chromium": chromium, "onnxruntime": importlib.metadata.version("onnxruntime"), **found}
+
+
+NPM = ["@huggingface/transformers", "onnxruntime-web", "@wllama/wllama"]
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,7 @@
 // Times web/sessions/cpu.js in a browser's worker. A message {open: {manifest, base, choice}} opens the model; a
-// message {prompt, tokens} reads the prompt in chunks from an empty KV cache and decodes greedily; both are answered.
+// message {prompt, stops, tokens} reads the prompt from an empty KV cache in chunks, and at each stop (a number of
+// tokens) decodes greedily, then goes back to it and reads on. Answered with {at, seconds, milliseconds, output} a stop:
+// `seconds` to read since the stop before, the median `milliseconds` of a decoded token.
 
 import { open } from "/sessions/cpu.js";
 
@@ -7,7 +9,6 @@ let session;
 
 async function begin({ manifest, base, choice }) {
   const started = performance.now();
-  session?.close();
   session = await open({
     manifest, base, choice,
     read: async (name) => new Uint8Array(await (await fetch(`/model/${name}`)).arrayBuffer()),
@@ -16,15 +17,24 @@ async function begin({ manifest, base, choice }) {
   return { seconds: (performance.now() - started) / 1000, context, runtime, bytes, isolated: self.crossOriginIsolated };
 }
 
-async function run({ prompt, tokens }) {
+async function run({ prompt, stops, tokens }) {
   session.rewind(0);
   const ids = Int32Array.from(prompt);
-  const started = performance.now();
-  let top;
-  for (let done = 0; done < ids.length; done += session.chunk) {
-    top = await session.step(ids.subarray(done, done + session.chunk));
+  const points = [];
+  for (const at of stops) {
+    const started = performance.now();
+    let top;
+    while (session.length < at) {
+      top = await session.step(ids.subarray(session.length, Math.min(session.length + session.chunk, at)));
+    }
+    const seconds = (performance.now() - started) / 1000;
+    points.push({ at, seconds, ...await decode(top, tokens) });
+    session.rewind(at);
   }
-  const first = (performance.now() - started) / 1000;
+  return points;
+}
+
+async function decode(top, tokens) {
   const output = [top.ids[0]];
   const times = [];
   while (output.length < tokens) {
@@ -34,7 +44,7 @@ async function run({ prompt, tokens }) {
     output.push(top.ids[0]);
   }
   times.sort((a, b) => a - b);
-  return { first, milliseconds: times[times.length >> 1] ?? 0, output };
+  return { milliseconds: times[times.length >> 1] ?? 0, output };
 }
 
 self.onmessage = async ({ data }) => {
