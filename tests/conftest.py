@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from playwright.sync_api import Browser, Playwright, sync_playwright
 
 import tabs
 from handbill.manifest import NAME, Manifest
+from links import link
 
 # Module scope: while Playwright's sync API is open it owns the thread's event loop, and other files use asyncio.run.
 
@@ -53,7 +53,7 @@ def tiny_site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import page_models  # Not at the top: it brings torch, which most tests do without.
 
     home = tmp_path_factory.mktemp("tiny") / "dist"
-    shutil.copytree(dist, home, copy_function=_link, ignore=shutil.ignore_patterns("models"))
+    shutil.copytree(dist, home, copy_function=link, ignore=shutil.ignore_patterns("models"))
     models = []
     for name in ("tiny", "tiny-base", "tiny-gguf"):
         export = page_models.exported(name)
@@ -66,7 +66,3 @@ def tiny_site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     listed = json.loads((dist / "site.json").read_text(encoding="utf-8"))
     (home / "site.json").write_text(json.dumps(listed | {"models": models}), encoding="utf-8")
     return home
-
-
-def _link(source: str, target: str) -> None:
-    os.link(source, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import onnx
@@ -11,6 +10,7 @@ import pytest
 from exporter import graph
 from exporter.native import NativeSession
 from handbill.manifest import NAME, Manifest
+from links import link
 
 FOLDER = Path(__file__).parents[1] / "models" / "smollm2-135m"
 
@@ -33,6 +33,6 @@ def exact_session(folder: Path, context: int) -> NativeSession:
     model = graph.load(FOLDER / shipped.graphs["wasm"])
     graph.set_accuracy_level(model, 0)
     for name in shipped.weights:
-        shutil.copyfile(FOLDER / name, folder / name)
+        link(FOLDER / name, folder / name)
     onnx.save(model, folder / "model.onnx")
     return NativeSession(folder / "model.onnx", shipped.kv, context, threads=1)

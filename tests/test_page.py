@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -19,6 +18,7 @@ from exporter.native import NativeSession, RustTokenizer
 from handbill.chat import Prompter
 from handbill.generate import Done, Generator
 from handbill.sampling import Settings
+from links import link
 from tabs import Tab
 
 pytestmark = [pytest.mark.page, pytest.mark.model]
@@ -52,7 +52,7 @@ def exact(folder: Path) -> Path:
     onnxruntime has to be told for the same arithmetic.
     """
     for path in real_model.FOLDER.iterdir():
-        os.link(path, folder / path.name)
+        link(path, folder / path.name)
     model = graph.load(real_model.FOLDER / "model.onnx")
     graph.set_accuracy_level(model, 0)
     (folder / "model.onnx").unlink()
