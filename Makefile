@@ -17,13 +17,14 @@ export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test site model lint clean chromium
+.PHONY: help demo test site model lint bench clean chromium
 
 help:
 	@echo "make demo   export $(MODEL), assemble the site, check it, serve it and print its address"
 	@echo "make test   everything that the tests need, then ruff, mypy and pytest"
 	@echo "make site   assemble and check dist/ from what is in models/"
 	@echo "make lint   ruff and mypy alone"
+	@echo "make bench  measure against peers, about a quarter of an hour; figures go to tests/bench/results/"
 	@echo "make clean  remove dist/ and the caches; models/ and .venv/ stay"
 
 demo: site
@@ -68,6 +69,10 @@ tests/%/node_modules/.package-lock.json: tests/%/package.json tests/%/package-lo
 # Playwright drives the system's Chromium; a browser of its own would have to come from outside the registries.
 chromium:
 	@command -v chromium >/dev/null || $(call apt,chromium,the page tests need Chromium: install it or run make as root on a machine with apt)
+
+bench: .venv/test-stamp chromium tests/bench/peers/node_modules/.package-lock.json site
+	$(BIN)/pip install --editable '.[bench]'
+	cd tests/bench && for part in cpu/bench cpu/tab export cpu/report; do ../../$(BIN)/python $$part.py || exit 1; done
 
 clean:
 	rm -rf dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

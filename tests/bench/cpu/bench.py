@@ -18,14 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import report
 from playwright.sync_api import sync_playwright
+from q8 import FOLDER
+from runtimes import MODEL, PEERS, Run, in_browser, native, serve
 from tokenizers import Tokenizer
 
-import report
-from runtimes import MODEL, PEERS, Run, in_browser, native, serve
-from q8 import FOLDER
-
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+NPM = ["@huggingface/transformers", "onnxruntime-web", "@wllama/wllama"]
 OURS = ["ours", "ours, plain SIMD", "ours, two threads"]
 EVERYBODY = ["native onnxruntime", *OURS, "transformers.js q8", "wllama Q4_1"]
 SLOW_ROUNDS = 3
@@ -93,11 +93,8 @@ def measure(runs: dict[str, Run], ids: list[int], rounds: int) -> dict[str, dict
                 prompt = ids[number * 61 :][: stops[-1]]
                 points = runs[name](prompt, stops, tokens)
                 figures.setdefault(task, {}).setdefault(name, []).append(points)
-                last = points[-1]
-                print(
-                    f"{number + 1}/{rounds} {task}, {name}: {last['seconds']:.2f} s, {last['milliseconds']:.1f} ms a token",
-                    flush=True,
-                )
+                seconds, each = points[-1]["seconds"], points[-1]["milliseconds"]
+                print(f"{number + 1}/{rounds} {task}, {name}: {seconds:.2f} s, {each:.1f} ms a token", flush=True)
     return figures
 
 
@@ -114,8 +111,6 @@ def find_versions(chromium: str) -> dict[str, str]:
     found = {name: str(package["version"]) for name, package in packages.items()}
     return {"chromium": chromium, "onnxruntime": importlib.metadata.version("onnxruntime"), **found}
 
-
-NPM = ["@huggingface/transformers", "onnxruntime-web", "@wllama/wllama"]
 
 if __name__ == "__main__":
     main()
