@@ -44,6 +44,8 @@ class Answer:
         self._lead = lead  # A base model continues this text; it is shown in front.
         self._spoken = 0
         self._timer = False
+        self._rendered: object = None
+        self._draw = create_proxy(self._on_timer)  # One for all redraws: MicroPython never frees a proxy.
         self.root = element("article", "turn answer busy")
         self.root.setAttribute("aria-busy", "true")
         self._body = element("div", "body")
@@ -71,16 +73,15 @@ class Answer:
     def add(self, piece: str, rendered: "object") -> None:
         """Append ``piece``; it is drawn a few times a second, then ``rendered()`` is called."""
         self.text += piece
-        if self._timer:
-            return
-        self._timer = True
+        self._rendered = rendered
+        if not self._timer:
+            self._timer = True
+            js.setTimeout(self._draw, RENDER_EVERY_MS)
 
-        def draw(*_: object) -> None:
-            self._timer = False
-            self._render()
-            rendered()  # type: ignore[operator]
-
-        js.setTimeout(create_proxy(draw), RENDER_EVERY_MS)
+    def _on_timer(self, *_: object) -> None:
+        self._timer = False
+        self._render()
+        self._rendered()  # type: ignore[operator]
 
     def _render(self) -> None:
         markdown.show(self._body, self._lead + self.text)
