@@ -253,11 +253,9 @@ def _load_gguf(file: GGUFFile, config: PretrainedConfig) -> tuple[PreTrainedMode
 
 def _recompute_buffers(model: PreTrainedModel) -> None:
     """Buffers (rotary frequencies, Gemma's embedding scale) are made by constructors, which ran on the meta device."""
-    fresh_by_name = {}
     for name, module in model.named_modules():
-        if list(module.buffers(recurse=False)):
-            fresh_by_name[name] = module
-    for name, module in fresh_by_name.items():
+        if not list(module.buffers(recurse=False)):
+            continue
         if hasattr(module, "rope_init_fn"):
             inv_freq, module.attention_scaling = module.rope_init_fn(module.config, "cpu")
             module.inv_freq = module.original_inv_freq = inv_freq

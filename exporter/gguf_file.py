@@ -102,7 +102,7 @@ class GGUFFile:
         """(parameter name, tensor, row order or None) for every parameter of ``model``, in the model's order."""
         stored = {tensor.name: tensor for tensor in self.reader.tensors}
         names = _name_map(self.value("general.architecture"), int(config.num_hidden_layers))
-        for parameter, _ in model.named_parameters():
+        for parameter, value in model.named_parameters():
             base, _, suffix = parameter.rpartition(".")
             gguf_name = names.get_name(base)
             tensor = stored.get(f"{gguf_name}.{suffix}")
@@ -111,7 +111,7 @@ class GGUFFile:
             yield (
                 parameter,
                 GGUFTensor(tensor.name, tensor.tensor_type.name, tensor.data),
-                _row_order(config, parameter),
+                _row_order(config, parameter, value.shape[0]),
             )
 
     def norm_offset(self, config: Any, parameter: str) -> float:
@@ -136,13 +136,12 @@ def _name_map(architecture: str, layers: int) -> Any:
     raise ExportError(f"The GGUF architecture {architecture!r} is not known to the gguf package.")
 
 
-def _row_order(config: Any, parameter: str) -> Tensor | None:
+def _row_order(config: Any, parameter: str, rows: int) -> Tensor | None:
     """Row numbers that undo llama.cpp's permutation: it stores a head's rows as (pair, half), not (half, pair)."""
     if config.model_type not in _PERMUTED or not parameter.endswith(("q_proj.weight", "k_proj.weight")):
         return None
     heads = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return torch.arange(heads * head_dim).view(heads, head_dim // 2, 2).transpose(1, 2).reshape(-1)
+    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
 
 
 def _halves(data: Any, start: int) -> Tensor:

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from exporter.blocks import BLOCK_SIZE
+
 SHARD_BYTES = 64 << 20
 """A shard is closed when the next tensor would take it past this; a larger tensor has a shard of its own."""
 
@@ -179,20 +181,19 @@ def sum_form(model: Any) -> int:
     the second is a small float MatMul of the activations' block sums, equally exact.
     """
     graph = model.graph
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
     floats = {o for n in graph.node if n.op_type == "Div" for o in n.output}
     zero_points = {o for n in graph.node if n.op_type == "Split" and n.input[0] in floats for o in n.output} | floats
     rewritten: list[Any] = []
     sums: dict[str, str] = {}
     count = 0
     made = {
-        "handbill.blocks": np.array([0, 0, -1, 32], np.int64),
+        "handbill.blocks": np.array([0, 0, -1, BLOCK_SIZE], np.int64),
         "handbill.last": np.array([-1], np.int64),
         "handbill.middle": np.array(8, np.float32),
     }
     for node in graph.node:
-        rewritten.append(node)
         if node.op_type != "MatMulNBits" or len(node.input) < 4 or node.input[3] not in zero_points:
+            rewritten.append(node)
             continue
         count += 1
         x, scales, zeros, output = node.input[0], node.input[2], node.input[3], node.output[0]
@@ -201,7 +202,6 @@ def sum_form(model: Any) -> int:
         if shape["K"] % shape["block_size"]:
             raise ValueError(f"{output}: {shape['K']} columns are no multiple of the block size")
         made[f"{output}.shape"] = np.array([shape["N"], blocks], np.int64)
-        rewritten.pop()
         if x not in sums:
             sums[x] = f"{x}.block_sums"
             rewritten += [
@@ -221,9 +221,7 @@ def sum_form(model: Any) -> int:
         rewritten += [node, helper.make_node("Add", [f"{output}.product", f"{output}.corrected"], [output])]
     if count:
         _replace_nodes(graph, rewritten)
-        graph.initializer.extend(
-            numpy_helper.from_array(value, name) for name, value in made.items() if name not in initializers
-        )
+        graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
     return count
 
 

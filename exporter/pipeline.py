@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from exporter import graph, verify
-from exporter.blocks import Blocks, round_to_nearest
+from exporter.blocks import BLOCK_SIZE, Blocks, round_to_nearest
 from exporter.checkpoint import Checkpoint
 from exporter.convert import TOP_K, convert
 from exporter.errors import ExportError
@@ -57,8 +57,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> Manifest:
 
     source = verify.perplexity(verify.eager_logits(model, ids), ids)
     blocks = quantize(model, exact)
-    stored = sum(part.bytes for part in blocks.values())
-    quantization = _describe(blocks, embedding=_embedding_name(model), stored=stored)
+    quantization = _describe(blocks, embedding=_embedding_name(model))
     reference = verify.eager_logits(model, gate_ids)
     with torch.no_grad():
         substituted = substitute(model, blocks, architecture.context)
@@ -68,7 +67,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> Manifest:
 
     graphs, shards = _write_graphs(traced, folder)
     shutil.rmtree(folder / "traced")
-    shipped_ratio = _verify(folder, graphs, kv, gate_ids, ids, reference, source)
+    verification = _verify(folder, graphs, kv, gate_ids, ids, reference, source)
     plan = ""
     try:
         write_plan(folder / "model.onnx", folder / "plan.json")
@@ -87,7 +86,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> Manifest:
         kv=kv,
         quantization=quantization,
         generation=checkpoint.generation,
-        verification=shipped_ratio,
+        verification=verification,
         graphs=graphs,
         weights=[shard.name for shard in shards],
         tokenizer="tokenizer.json",
@@ -147,14 +146,15 @@ def quantize(model: Any, exact: dict[str, Blocks]) -> dict[str, Blocks]:
     return blocks
 
 
-def _describe(blocks: dict[str, Blocks], embedding: str, stored: int) -> Quantization:
+def _describe(blocks: dict[str, Blocks], embedding: str) -> Quantization:
+    stored = sum(part.bytes for part in blocks.values())
     weights = sum(part.rows * part.columns for part in blocks.values())
     methods = sorted({part.method for name, part in blocks.items() if name != embedding})
     return Quantization(
         method="; ".join([*methods, f"embedding: {blocks[embedding].method}"]),
         bits=min(part.bits for part in blocks.values()),
         embedding_bits=blocks[embedding].bits,
-        block_size=32,
+        block_size=BLOCK_SIZE,
         bits_per_weight=round(8 * stored / weights, 4),
     )
 

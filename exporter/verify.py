@@ -24,7 +24,7 @@ from handbill.manifest import KVLayout
 TOLERANCE = 1e-4
 GATE_TOKENS = 256
 TEXT_TOKENS = 1024
-CHUNKS = (100, 100, 56)
+CHUNK = 100
 DECODED = 32
 TEXT = Path(__file__).with_name("text.txt")
 
@@ -79,9 +79,8 @@ def compare(
         return worst
 
     first = max(1, tokens - DECODED)
-    scale = tokens / GATE_TOKENS
-    chunks = [max(1, int(length * scale)) for length in CHUNKS[:-1]]
-    found = Differences(run([tokens]), run([*chunks, tokens - sum(chunks)]), run([first, *[1] * (tokens - first)]))
+    chunks = [min(CHUNK, tokens - start) for start in range(0, tokens, CHUNK)]
+    found = Differences(run([tokens]), run(chunks), run([first, *[1] * (tokens - first)]))
     session.close()
     for way, value in vars(found).items():
         if not value <= TOLERANCE:

@@ -8,17 +8,8 @@ from pathlib import Path
 
 import assemble
 import vendor
-from handbill.manifest import (
-    Architecture,
-    File,
-    Generation,
-    KVLayout,
-    Licence,
-    Manifest,
-    Quantization,
-    Source,
-    Verification,
-)
+from handbill.manifest import File, Licence, Manifest
+from samples import make_manifest
 
 PAGE = '<!doctype html><link rel="stylesheet" href="style.css"><script src="app.js"></script>'
 LIBRARY = b"export const version = 1;\n" * 100
@@ -65,25 +56,14 @@ def export(root: Path, slug: str, weights: bytes = bytes(range(256)) * 16) -> Ma
     for name, data in contents.items():
         (folder / name).write_bytes(data)
         files.append(File(name, len(data), hashlib.sha256(data).hexdigest()))
-    manifest = Manifest(
+    manifest = make_manifest(
         slug=slug,
         title=slug.title(),
-        source=Source("folder", slug, "0"),
         licence=Licence("Apache-2.0"),
-        architecture=Architecture("llama", 1, 8, 2, 1, 4, 500, 64, 4000),
-        kv=KVLayout("float32", 1, 1, 4),
-        quantization=Quantization("rtn", 4, 8, 32, 4.5),
-        generation=Generation(),
-        verification=Verification(0.0, 0.0, 0.0, 1, "text", 1.0, 1.0, 1.0),
         graphs={"wasm": "model.onnx"},
         weights=["weights-01.bin"],
-        tokenizer="tokenizer.json",
-        eos_ids=[0],
-        bos_token="",
-        eos_token="",
-        chat_template="",
+        plan="",
         files=files,
-        tools={},
     )
     (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     return manifest
