@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from exporter import graph, verify
-from exporter.blocks import BLOCK_SIZE, Blocks, round_to_nearest
+from exporter.blocks import BLOCK_SIZE, Blocks
 from exporter.checkpoint import Checkpoint
 from exporter.convert import TOP_K, convert
 from exporter.errors import ExportError
 from exporter.fetch import sha256
 from exporter.plan import write as write_plan
 from exporter.plan_tensors import PlanError
+from exporter.progress import stage
+from exporter.quantize import quantize
 from exporter.substitute import substitute
 from handbill.manifest import Architecture, File, KVLayout, Licence, Manifest, Quantization, Verification
 
@@ -33,7 +31,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> Manifest:
 
     Raises ExportError where the model cannot be expressed or the gate fails.
     """
-    with _stage("Reading weights", 1, "file"):
+    with stage("Reading weights", 1, "file"):
         model, exact = checkpoint.load()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _require_space(folder, parameters)
@@ -119,33 +117,6 @@ def _embedding_name(model: Any) -> str:
     return f"{next(name for name, module in model.named_modules() if module is embedding)}.weight"
 
 
-@torch.no_grad()
-def quantize(model: Any, exact: dict[str, Blocks]) -> dict[str, Blocks]:
-    """Blocks of every linear layer and embedding by parameter name; the model's weights become what they stand for.
-
-    Taken from ``exact`` where a GGUF's blocks go in without loss, else rounded: 4 bits, 8 for embeddings and lm_head.
-    """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head.weight is embedding.weight
-    modules = [
-        (f"{name}.weight", module)
-        for name, module in model.named_modules()
-        if module is embedding or (isinstance(module, torch.nn.Linear) and not (tied and module is head))
-    ]
-    blocks: dict[str, Blocks] = {}
-    weights = sum(module.weight.numel() for _, module in modules)
-    with _stage("Quantizing", weights, "weights") as bar:
-        for name, module in modules:
-            found = exact.pop(name, None)
-            wide = module is embedding or module is head
-            if found is None or (module is embedding and found.minima is not None):
-                found = round_to_nearest(module.weight, 8 if wide else 4)
-                module.weight.copy_(found.dequantize())
-            blocks[name] = found
-            bar.update(module.weight.numel())
-    return blocks
-
-
 def _describe(blocks: dict[str, Blocks], embedding: str) -> Quantization:
     stored = sum(part.bytes for part in blocks.values())
     weights = sum(part.rows * part.columns for part in blocks.values())
@@ -165,7 +136,7 @@ def _write_graphs(traced: Path, folder: Path) -> tuple[dict[str, str], list[Path
     model = graph.load(traced)
     graph.tidy(model)
     graph.fuse_residual_norms(model)
-    with _stage("Writing weights", data.stat().st_size, "B", unit_scale=True) as bar:
+    with stage("Writing weights", data.stat().st_size, "B", unit_scale=True) as bar:
         shards = graph.shard(model, data, folder, bar.update)
     graphs = {"wasm": "model.onnx", "webgpu": "model.onnx"}
     (folder / "model.onnx").write_bytes(model.SerializeToString())
@@ -187,7 +158,7 @@ def _verify(
 ) -> Verification:
     """Gate every graph, set it to the accuracy_level that ships, and measure that."""
     names = sorted(set(graphs.values()))
-    with _stage("Verifying", len(names) * 3 * len(gate_ids) + len(ids), "tokens") as bar:
+    with stage("Verifying", len(names) * 3 * len(gate_ids) + len(ids), "tokens") as bar:
         found = [verify.compare(folder / name, kv, reference, gate_ids, bar.update) for name in names]
         for name in names:
             model = graph.load(folder / name)
@@ -204,13 +175,3 @@ def _verify(
         perplexity_shipped=shipped,
         perplexity_ratio=shipped / source,
     )
-
-
-@contextmanager
-def _stage(title: str, total: int, unit: str, unit_scale: bool = False) -> Iterator[Any]:
-    """A progress bar with rate and time left, which stays on the terminal as a line of what was done."""
-    pause = 0.2 if sys.stderr.isatty() else 10.0  # seconds between redraws; a log gets a line, not a thousand
-    scaled = unit_scale or total > 1 << 20
-    with tqdm(total=total, desc=title, unit=unit, unit_scale=scaled, mininterval=pause, ascii=" #") as bar:
-        yield bar
-        bar.update(total - bar.n)
