@@ -27,8 +27,11 @@ from handbill.manifest import NAME, Manifest, ManifestError
 
 ROOT = Path(__file__).resolve().parent.parent
 
-OWN_SUFFIXES = {".html", ".css", ".js", ".mjs", ".py", ".svg", ".png", ".ico", ".webmanifest"}
-"""What of web/ is the site. package.json and the kernels' C sources stay at home."""
+OWN_SUFFIXES = {".html", ".css", ".js", ".mjs", ".json", ".py", ".svg", ".png", ".ico", ".webmanifest"}
+"""What of web/ is the site; the kernels' C sources, for example, stay at home."""
+
+NPM_FILES = {"package.json", "package-lock.json"}
+"""What of web/ only npm reads."""
 
 OWN_FOLDERS = ["", "handbill", "sessions"]
 
@@ -104,7 +107,8 @@ def _own_files(root: Path, fresh: Path) -> None:
     """Copy the page's own files. Never linked: an editor that writes in place would change a published site."""
     for folder in OWN_FOLDERS:
         for source in sorted((root / "web" / folder).glob("*")):
-            if source.is_file() and source.suffix in OWN_SUFFIXES and not source.name.startswith("."):
+            ours = source.suffix in OWN_SUFFIXES and source.name not in NPM_FILES and not source.name.startswith(".")
+            if source.is_file() and ours:
                 target = fresh / folder / source.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from handbill.manifest import NAME, Manifest
 
-PAGE = ("index.html", "style.css", "icon.svg", "site.json", "pyscript/", "micropython/", "tokenizers/", "markdown/")
+PAGE = (
+    "index.html",
+    "style.css",
+    "words.json",
+    "icon.svg",
+    "site.json",
+    "pyscript/",
+    "micropython/",
+    "tokenizers/",
+    "markdown/",
+)
 """What every visitor loads of the page itself, with all scripts at the top of dist/."""
 
 PYTHON = ("pyodide/", "python/", "handbill/")

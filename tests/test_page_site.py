@@ -293,3 +293,42 @@ def test_a_base_model_goes_on_with_the_text(chromium: Browser, tiny_site: Path) 
         tab.page.click("#open-settings")
         assert tab.page.is_disabled("#system")
         tab.page.close()
+
+
+def test_the_page_speaks_the_browsers_language_or_the_one_chosen(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        context = chromium.new_context(locale="de-CH")
+        tab = Tab(context.new_page(), address)
+        tab.open("?model=tiny&runtime=wasm", settings=GREEDY)
+        assert tab.page.get_attribute("html", "lang") == "de"
+        assert tab.page.inner_text("#send") == "Senden"
+        assert tab.page.inner_text("#status-text").startswith("Bereit · ")
+        tab.ask("Hello")
+        assert "Token/s" in tab.page.inner_text(".answer .figures")
+
+        tab.page.click("#open-settings")
+        tab.page.select_option("#language-choice", "en")
+        tab.page.locator("#send", has_text="Send").wait_for(state="attached")
+        assert tab.page.inner_text("#status-text").startswith("Ready · ")
+        assert tab.page.inner_text("#temperature-value") == "0.00"
+        assert tab.page.get_attribute(".answer [data-act=copy]", "aria-label") == "Copy this answer"
+        tab.page.keyboard.press("Escape")
+        assert tab.page.locator(".answer").count() == 1  # The conversation goes on.
+
+        tab.page.reload()
+        tab.page.locator("#send", has_text="Send").wait_for()
+        assert tab.page.get_attribute("html", "lang") == "en"
+        assert tab.errors == []
+        context.close()
+
+
+@pytest.mark.parametrize("kept", ["no JSON", "[1]", '{"temperature": "hot", "system": 3, "max_tokens": null}'])
+def test_choices_that_somebody_else_wrote_are_left_out(chromium: Browser, tiny_site: Path, kept: str) -> None:
+    with tabs.serving(tiny_site) as address:
+        context = chromium.new_context()
+        tab = Tab(context.new_page(), address)
+        tab.page.add_init_script(f"localStorage.setItem('handbill settings ' + location.pathname, {json.dumps(kept)})")
+        tab.open("?runtime=wasm")
+        assert float(tab.page.input_value("#temperature")) >= 0
+        assert tab.errors == []
+        context.close()

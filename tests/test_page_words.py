@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html.parser
+import json
 import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,14 @@ import pytest
 
 import words
 
-ARCHITECTURE = Path(__file__).parents[1] / "ARCHITECTURE.md"
+ROOT = Path(__file__).parents[1]
+TABLE: dict[str, dict[str, str]] = json.loads((ROOT / "web" / "words.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def english() -> None:
+    words.load(TABLE)
+    words.speak("en")
 
 
 def done(**changes: Any) -> dict[str, Any]:
@@ -18,15 +28,100 @@ def done(**changes: Any) -> dict[str, Any]:
     return message | changes
 
 
+def places(text: str) -> list[str]:
+    """The names in braces."""
+    return sorted(name for _, name, _, _ in string.Formatter().parse(text) if name is not None)
+
+
+def languages() -> set[str]:
+    """Those that web/language.js offers."""
+    offered = re.search(r"LANGUAGES = \{(.*?)\}", (ROOT / "web" / "language.js").read_text(encoding="utf-8"), re.DOTALL)
+    assert offered
+    return set(re.findall(r"(\w+):", offered.group(1)))
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_every_row_has_every_language_and_the_same_places(row: str) -> None:
+    assert set(TABLE[row]) == languages()
+    assert all(text.strip() == text and text for text in TABLE[row].values())
+    assert len({tuple(places(text)) for text in TABLE[row].values()}) == 1
+
+
+def test_no_row_is_given_twice() -> None:
+    pairs: list[str] = []
+    json.loads(
+        (ROOT / "web" / "words.json").read_text(encoding="utf-8"),
+        object_pairs_hook=lambda items: pairs.extend(key for key, value in items if not isinstance(value, str)),
+    )
+    assert len(pairs) == len(set(pairs)) == len(TABLE)
+
+
+class Marked(html.parser.HTMLParser):
+    """Collects (row, English text) of index.html's elements that name a row, and all text that names none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self.unmarked: list[str] = []
+        self._open: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        for mark, attribute in (("data-word-label", "aria-label"), ("data-word-placeholder", "placeholder")):
+            assert (mark in given) == (attribute in given), (tag, given)
+            if mark in given:
+                self.found.append((given[mark], given[attribute]))
+        if tag not in {"meta", "link", "br", "input"}:
+            self._open.append(given.get("data-word"))
+            if "data-word" in given:
+                self.found.append((given["data-word"], ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        text = " ".join(data.split())
+        if not text or not self._open:
+            return
+        if self._open[-1]:
+            assert self.found[-1] == (self._open[-1], "")
+            self.found[-1] = (self._open[-1], text)
+        else:
+            self.unmarked.append(text)
+
+
+def test_the_words_of_the_first_paint_are_the_tables_english() -> None:
+    reader = Marked()
+    reader.feed((ROOT / "web" / "index.html").read_text(encoding="utf-8"))
+    assert len(reader.found) > 30
+    assert [(row, TABLE[row]["en"]) for row, _ in reader.found] == reader.found
+    # The product's name, its title, and places that wait for a figure have no language.
+    assert set(reader.unmarked) == {"Handbill", "…"}
+
+
+def test_every_row_is_used() -> None:
+    sources = [path for path in (ROOT / "web").glob("*.*") if path.suffix in {".py", ".js", ".html"}]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    composed = ("fault.", "reason.", "turns.")
+    assert [row for row in TABLE if f'"{row}"' not in text and not row.startswith(composed)] == []
+
+
 def test_every_fault_kind_of_the_protocol_has_its_words() -> None:
-    line = re.search(r"^Fault kinds: (.*?)\. ", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
+    line = re.search(r"^Fault kinds: (.*?)\. ", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert line
-    assert set(re.findall(r"`(\w+)`", line.group(1))) == set(words.FAULTS)
+    kinds = set(re.findall(r"`(\w+)`", line.group(1)))
+    assert {f"fault.{kind}" for kind in kinds} <= set(TABLE)
 
 
-def test_an_unknown_fault_is_an_internal_one_and_keeps_its_detail() -> None:
-    assert words.fault_sentence("new", "It broke.") == f"{words.FAULTS['internal']} It broke."
-    assert words.fault_sentence("memory", "") == words.FAULTS["memory"]
+def test_an_unknown_fault_is_an_internal_one() -> None:
+    assert words.fault("new") == words.fault("internal") == TABLE["fault.internal"]["en"]
+    assert words.fault("memory") == TABLE["fault.memory"]["en"]
+
+
+def test_another_language_changes_sentences_and_the_decimal_mark() -> None:
+    words.speak("de")
+    assert words.figures(done()) == "12 Token · 3,3 Token/s · das erste nach 0,4 s"
+    assert words.size(1_400_000_000) == "1,40 GB"
 
 
 @pytest.mark.parametrize(

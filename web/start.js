@@ -1,6 +1,9 @@
 // First code of the page: names this tab's channel and starts the store, so that the weights download while the two
 // Pythons boot. It is JavaScript because no Python is up yet.
 
+import * as kept from "./kept.js";
+import * as language from "./language.js";
+
 const query = new URL(location.href).searchParams;
 
 /** What the page and its tests share: the channel's name, and what the address asks for ("" where it asks nothing). */
@@ -9,8 +12,11 @@ globalThis.handbill = {
   channel: `handbill-${Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("")}`,
   slug: query.get("model") ?? "",
   runtime: query.get("runtime") ?? "",
+  kept,
+  language,
   up: false, // page.py sets it.
 };
+language.fill();
 
 const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
 store.addEventListener("error", (event) => {
@@ -24,8 +30,8 @@ store.postMessage({ slug: handbill.slug });
 function tell(event) {
   const reason = event.reason?.message ?? event.message;
   if (handbill.up || !reason) return;
-  document.getElementById("alert-text").textContent =
-    `The page could not start (${reason}). It needs a browser of the last two years and every file of the site.`;
+  const alert = document.getElementById("alert-text");
+  alert.textContent = document.getElementById("cannot-start").textContent.replace("{reason}", reason);
   document.getElementById("alert").hidden = false;
 }
 addEventListener("error", tell);

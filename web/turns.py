@@ -1,4 +1,8 @@
-"""The turns of a conversation on the page: what the visitor wrote and what the model answers (MicroPython)."""
+"""The turns of a conversation on the page: what the visitor wrote and what the model answers (MicroPython).
+
+The page may run for weeks and MicroPython never frees a proxy, so there is a fixed number of them: one listener for all
+buttons, one timer for all redraws.
+"""
 
 import json
 
@@ -9,81 +13,39 @@ from pyscript.ffi import create_proxy
 from pyscript.js_modules import markdown
 
 import words
+from dom import by_id, element, label, on
 
 RENDER_EVERY_MS = 60
 COPIED_MS = 1600
 
 
-def element(tag: str, classes: str, text: str = "") -> "js.Element":
-    """A new element."""
-    made = document.createElement(tag)
-    made.className = classes
-    made.textContent = text
-    return made
-
-
-def on(target: "js.Element", kind: str, handler: "object") -> None:
-    """Call ``handler(event)`` at every ``kind`` event of ``target``, for good."""
-    target.addEventListener(kind, create_proxy(handler))
-
-
-class Question:
-    """What the visitor wrote."""
-
-    def __init__(self, parent: "js.Element", text: str) -> None:
-        self.root = element("article", "turn question")
-        self.root.append(element("h2", "hidden", "You"), element("p", "", text))
-        parent.append(self.root)
-
-
 class Answer:
-    """What the model writes, as it grows. ``again`` is called when the visitor wants another one."""
+    """What the model writes, as it grows. A base model continues ``lead``, which is shown in front."""
 
-    def __init__(self, parent: "js.Element", again: "object", lead: str = "") -> None:
+    def __init__(self, index: int, lead: str) -> None:
         self.text = ""
-        self._lead = lead  # A base model continues this text; it is shown in front.
+        self._lead = lead
         self._spoken = 0
-        self._timer = False
-        self._rendered: object = None
-        self._draw = create_proxy(self._on_timer)  # One for all redraws: MicroPython never frees a proxy.
         self.root = element("article", "turn answer busy")
+        self.root.dataset.index = str(index)
         self.root.setAttribute("aria-busy", "true")
         self._body = element("div", "body")
+        self._body.dir = "auto"
         self._foot = element("footer", "foot")
-        self._figures = element("p", "figures", "")
-        self._copy = element("button", "quiet small", "Copy")
-        self._again = element("button", "quiet small", "Again")
-        for button in (self._copy, self._again):
-            button.type = "button"
-            button.hidden = True
-        self._copy.setAttribute("aria-label", "Copy this answer")
-        self._again.setAttribute("aria-label", "Write this answer again")
-        on(self._copy, "click", self._on_copy)
-        on(self._again, "click", again)
+        self._figures = element("p", "figures")
+        self._copy = _button("copy")
+        self._again = _button("again")
         self._foot.append(self._figures, self._copy, self._again)
-        self.root.append(element("h2", "hidden", "Answer"), self._body, self._foot)
-        parent.append(self.root)
+        self.root.append(_heading("turns.answer"), self._body, self._foot)
         if lead:
-            self._render()
+            self.render()
 
     def say(self, text: str) -> None:
         """Show ``text`` in the figures' place, such as what is being waited for."""
         self._figures.textContent = text
 
-    def add(self, piece: str, rendered: "object") -> None:
-        """Append ``piece``; it is drawn a few times a second, then ``rendered()`` is called."""
-        self.text += piece
-        self._rendered = rendered
-        if not self._timer:
-            self._timer = True
-            js.setTimeout(self._draw, RENDER_EVERY_MS)
-
-    def _on_timer(self, *_: object) -> None:
-        self._timer = False
-        self._render()
-        self._rendered()  # type: ignore[operator]
-
-    def _render(self) -> None:
+    def render(self) -> None:
+        """Draw what has been written so far."""
         markdown.show(self._body, self._lead + self.text)
 
     def unspoken(self, final: bool) -> str:
@@ -95,20 +57,16 @@ class Answer:
 
     def finish(self, done: dict) -> None:  # type: ignore[type-arg]
         """The end: figures and buttons. The token ids stay on the element, for tests and the curious."""
-        self._render()
         self._close(words.figures(done))
         self.root.dataset.ids = json.dumps(done["ids"])
         self.root.dataset.reason = done["reason"]
         self.root.dataset.reused = str(done["reused_tokens"])
-        self._copy.hidden = not self.text
         self._again.hidden = False
 
     def fail(self, sentence: str) -> None:
         """The answer will not come, or not go on."""
-        self._render()
         self._close("")
         self.root.insertBefore(element("p", "fault", sentence), self._foot)
-        self._copy.hidden = not self.text
         self._again.hidden = True
 
     def retire(self) -> None:
@@ -116,23 +74,118 @@ class Answer:
         self._again.hidden = True
 
     def _close(self, figures: str) -> None:
+        self.render()
         self.root.classList.remove("busy")
         self.root.removeAttribute("aria-busy")
         self._figures.textContent = figures
+        self._copy.hidden = not self.text
 
-    def _on_copy(self, _: Event) -> None:
-        if js.navigator.clipboard:
-            js.navigator.clipboard.writeText(self.text)
-        else:  # Plain http on a local network has no clipboard API; the old way still works there.
-            area = element("textarea", "hidden")
-            area.value = self.text
-            document.body.append(area)
-            area.select()
-            document.execCommand("copy")
-            area.remove()
-        self._copy.textContent = "Copied"
 
-        def back(*_: object) -> None:
-            self._copy.textContent = "Copy"
+class Turns:
+    """The conversation on the page. ``again()`` is called when the visitor wants the last answer written anew."""
 
-        js.setTimeout(create_proxy(back), COPIED_MS)
+    def __init__(self, again: "object") -> None:
+        self._again = again
+        self._answers: list[Answer] = []
+        self._root = by_id("turns")
+        self._drawing: Answer | None = None
+        self._drawn: object = None
+        self._draw = create_proxy(self._on_draw)
+        self._uncopy = create_proxy(self._on_uncopy)
+        on(self._root, "click", self._on_click)
+
+    @property
+    def last(self) -> "Answer | None":
+        """The latest answer, being written or whole."""
+        return self._answers[-1] if self._answers else None
+
+    def ask(self, text: str) -> None:
+        """Show what the visitor wrote."""
+        question = element("article", "turn question")
+        said = element("p", "", text)
+        said.dir = "auto"
+        question.append(_heading("turns.you"), said)
+        self._root.append(question)
+
+    def begin(self, lead: str = "") -> Answer:
+        """Make room for the next answer."""
+        if self.last:
+            self.last.retire()
+        self._answers.append(Answer(len(self._answers), lead))
+        self._root.append(self._answers[-1].root)
+        return self._answers[-1]
+
+    def add(self, piece: str, drawn: "object") -> None:
+        """Append ``piece`` to the latest answer; it is drawn a few times a second, then ``drawn()`` is called."""
+        answer = self._answers[-1]
+        answer.text += piece
+        if self._drawing is None:
+            js.setTimeout(self._draw, RENDER_EVERY_MS)
+        self._drawing, self._drawn = answer, drawn
+
+    def take_back(self) -> None:
+        """Remove the latest answer, so that it can be written again."""
+        self._answers.pop().root.remove()
+
+    def unask(self) -> None:
+        """Remove the latest answer and its question."""
+        self.take_back()
+        if self._root.lastElementChild:
+            self._root.lastElementChild.remove()
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._answers = []
+        self._drawing = None
+        self._root.replaceChildren()
+
+    def _on_draw(self, *_: object) -> None:
+        if self._drawing:
+            self._drawing.render()
+            self._drawing = None
+            self._drawn()  # type: ignore[operator]
+
+    def _on_click(self, event: Event) -> None:
+        button = event.target.closest("button")
+        if not button:
+            return
+        if button.dataset.act == "again":
+            self._again()  # type: ignore[operator]
+            return
+        _copy(self._answers[int(button.closest(".answer").dataset.index)].text)
+        label(button, "turns.copied")
+        js.setTimeout(self._uncopy, COPIED_MS)
+
+    def _on_uncopy(self, *_: object) -> None:
+        for button in self._root.querySelectorAll("[data-word='turns.copied']"):
+            label(button, "turns.copy")
+
+
+def _heading(row: str) -> "js.Element":
+    """A heading that only a screen reader meets."""
+    heading = element("h2", "hidden")
+    label(heading, row)
+    return heading
+
+
+def _button(act: str) -> "js.Element":
+    button = element("button", "quiet small")
+    button.type = "button"
+    button.hidden = True
+    button.dataset.act = act
+    label(button, f"turns.{act}")
+    button.dataset.wordLabel = f"turns.{act}_label"
+    button.ariaLabel = words.say(f"turns.{act}_label")
+    return button
+
+
+def _copy(text: str) -> None:
+    if js.navigator.clipboard:
+        js.navigator.clipboard.writeText(text)
+        return
+    area = element("textarea", "hidden")  # Plain http on a local network has no clipboard API; the old way works there.
+    area.value = text
+    document.body.append(area)
+    area.select()
+    document.execCommand("copy")
+    area.remove()

@@ -1,76 +1,87 @@
-"""Figures and faults in words, for the page. No DOM here: MicroPython runs it on the page and CPython in the tests."""
+"""The page's sentences and figures in the visitor's language, from the rows of words.json.
 
-FAULTS = {
-    "manifest": "The description of the model cannot be used.",
-    "download": "The model could not be downloaded. Check the connection, then load again.",
-    "corrupt": "A part of the model arrived damaged, twice. The copy on the server has to be replaced.",
-    "storage": "This browser has no room to keep the model. Free some space, then load again.",
-    "memory": "This device ran out of memory. Close other tabs, or choose a smaller model, then load again.",
-    "device": "The graphics chip stopped or is not to be had. Load again; ?runtime=cpu uses the processor instead.",
-    "too_long": "The conversation has grown too long for this model.",
-    "template": "This model cannot take the conversation in this form.",
-    "internal": "Something went wrong that should not have.",
-}
+No DOM here: MicroPython runs it on the page and CPython in the tests.
+"""
 
-REASONS = {
-    "stopped": "stopped",
-    "length": "cut at the longest answer set",
-    "context": "the model’s memory is full: start a new chat",
-}
+_table: "dict[str, dict[str, str]]" = {}
+_language = "en"
 
 
-def fault_sentence(fault: str, detail: str) -> str:
-    """What the page says of a fault: its kind in words, then the detail."""
-    words = FAULTS.get(fault, FAULTS["internal"])
-    return f"{words} {detail}" if detail else words
+def load(table: "dict[str, dict[str, str]]") -> None:
+    """Take every sentence from ``table``: {row: {language: text}}."""
+    global _table
+    _table = table
+
+
+def speak(language: str) -> None:
+    """Say everything in ``language`` from now on."""
+    global _language
+    _language = language
+
+
+def say(row: str, **values: object) -> str:
+    """The text of ``row`` with ``values`` in the places it names, such as ``{size}``."""
+    return _table[row][_language].format(**values)
+
+
+def fault(kind: str) -> str:
+    """What the page says of a fault of that kind; one that it does not know is an internal one."""
+    row = f"fault.{kind}"
+    return say(row if row in _table else "fault.internal")
 
 
 def size(count: float) -> str:
     """``count`` bytes in decimal units, as file managers and data plans count them."""
     if count < 1_000_000:
-        return f"{max(1, round(count / 1000))} kB" if count else "0 kB"
+        return say("unit.kilobytes", n=max(1, round(count / 1000)) if count else 0)
     if count < 1_000_000_000:
-        return f"{round(count / 1_000_000)} MB"
-    return f"{count / 1_000_000_000:.2f} GB"
+        return say("unit.megabytes", n=round(count / 1_000_000))
+    return say("unit.gigabytes", n=decimal(f"{count / 1_000_000_000:.2f}"))
 
 
 def duration(seconds: float) -> str:
     """``seconds`` to come, rounded to what a person waits by."""
     if seconds < 60:
-        return f"{max(1, round(seconds))} s"
+        return say("unit.seconds", n=max(1, round(seconds)))
     if seconds < 3600:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
+        return say("unit.minutes", n=round(seconds / 60))
+    return say("unit.hours", n=decimal(f"{seconds / 3600:.1f}"))
+
+
+def decimal(number: str) -> str:
+    """A number with the language's decimal mark for its point."""
+    return number.replace(".", say("decimal"))
 
 
 def progress(message: dict) -> str:  # type: ignore[type-arg]  # MicroPython has no typing module
     """A ``progress`` message as one line."""
     done, total = message["done"], message["total"]
     if message["stage"] == "open":
-        return "Opening the model …"
+        return say("status.opening")
     if message["stage"] == "prefill":
-        line = f"Reading · {done} of {total} tokens"
+        parts = [say("status.reading", done=done, total=total)]
     else:
-        line = f"Downloading · {size(done)} of {size(total)}"
+        parts = [say("status.downloading", done=size(done), total=size(total))]
         if message.get("rate") and done < total:
-            line += f" · {size(message['rate'])}/s"
+            parts.append(say("status.rate", size=size(message["rate"])))
     left = message.get("seconds_left")
     if left and done < total:
-        line += f" · {duration(left)} left"
-    return line
+        parts.append(say("status.left", duration=duration(left)))
+    return " · ".join(parts)
 
 
 def figures(done: dict) -> str:  # type: ignore[type-arg]
     """What an answer took, from its ``done`` message."""
     count = done["tokens"]
-    parts = [f"{count} token" if count == 1 else f"{count} tokens"]
+    parts = [say("figures.token") if count == 1 else say("figures.tokens", n=count)]
     speed = done["tokens_per_second"]
     if speed:
-        parts.append(f"{speed:.1f} tokens/s" if speed < 20 else f"{round(speed)} tokens/s")
+        parts.append(say("figures.speed", n=decimal(f"{speed:.1f}") if speed < 20 else round(speed)))
     if done["first_token_seconds"]:
-        parts.append(f"first after {done['first_token_seconds']:.1f} s")
-    if done["reason"] in REASONS:
-        parts.append(REASONS[done["reason"]])
+        parts.append(say("figures.first", n=decimal(f"{done['first_token_seconds']:.1f}")))
+    row = f"reason.{done['reason']}"
+    if row in _table:
+        parts.append(say(row))
     return " · ".join(parts)
 
 

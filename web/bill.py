@@ -1,0 +1,47 @@
+"""The first screen: what this is, what it costs to load, and examples to begin with (MicroPython)."""
+
+from js import Event
+
+import words
+from dom import by_id, on, write
+
+
+class Bill:
+    """The sheet before the first message. ``take(question)`` is called with the example that was chosen."""
+
+    def __init__(self, take: "object") -> None:
+        self._take = take
+        self._bytes = 0
+        self._each = False
+        on(by_id("examples"), "click", self._on_example)
+
+    def show(self, visible: bool) -> None:
+        """Show or hide the sheet."""
+        by_id("bill").hidden = not visible
+
+    def name(self, title: str) -> None:
+        """The model's title."""
+        by_id("fact-model").textContent = by_id("model-name").textContent = title
+
+    def cost(self, count: int, each: bool = False) -> None:
+        """That ``count`` bytes are to be loaded, once or at ``each`` visit."""
+        self._bytes, self._each = count, each
+        row = "bill.load_each" if each else "bill.load_once"
+        by_id("fact-load").textContent = words.say(row, size=words.size(count))
+
+    def never_kept(self) -> None:
+        """This browser keeps nothing: the bytes are loaded at each visit."""
+        self.cost(self._bytes, each=True)
+
+    def runs_on(self, runtime: str) -> None:
+        """Where the model runs."""
+        write(by_id("fact-runtime"), runtime)
+
+    def redraw(self) -> None:
+        """Say the figures in the language of now."""
+        if self._bytes:
+            self.cost(self._bytes, self._each)
+
+    def _on_example(self, event: Event) -> None:
+        if event.target.tagName == "BUTTON":
+            self._take(event.target.textContent)  # type: ignore[operator]

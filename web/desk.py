@@ -1,0 +1,122 @@
+"""The foot of the page: status line, alarm, message field, and the end of the answer kept in sight (MicroPython)."""
+
+import js
+from js import Event
+from pyscript import document
+
+import words
+from dom import by_id, element, label, on, write
+
+NEAR_END_PX = 96
+
+
+class Desk:
+    """Where the visitor writes and is told what is going on."""
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._following = True
+        self._field = by_id("message")
+        on(self._field, "input", lambda _: self._fit())
+        on(self._field, "keydown", self._on_key)
+        on(by_id("retry"), "click", lambda _: js.location.reload())
+        on(by_id("jump"), "click", lambda _: self.follow_again())
+        on(js.window, "scroll", self._on_scroll)
+        self._fit()
+        self.focus()
+
+    # The message field.
+
+    def take(self) -> str:
+        """What the visitor wrote; the field is then empty."""
+        text: str = self._field.value.strip()
+        if text:
+            self._field.value = ""
+            self._fit()
+        return text
+
+    def give_back(self, text: str) -> None:
+        """Put ``text`` back into the field, unless the visitor has written something else meanwhile."""
+        if not self._field.value:
+            self._field.value = text
+            self._fit()
+
+    def focus(self) -> None:
+        """Put the cursor into the field."""
+        self._field.focus()
+
+    def prompt(self, row: str) -> None:
+        """Let the empty field say that row of words.json."""
+        self._field.dataset.wordPlaceholder = row
+        self._field.placeholder = words.say(row)
+
+    def busy(self, busy: bool) -> None:
+        """Whether an answer is under way: the button then stops it."""
+        self._busy = busy
+        button = by_id("send")
+        label(button, "desk.stop" if busy else "desk.send")
+        button.classList.toggle("stop", busy)
+        if busy:
+            self.follow_again()
+        else:
+            by_id("jump").hidden = True
+            self.follow()
+            self.focus()
+
+    def _fit(self) -> None:
+        """Let the field grow with its text."""
+        self._field.style.height = "auto"
+        self._field.style.height = f"{self._field.scrollHeight}px"
+
+    def _on_key(self, event: Event) -> None:
+        if event.key == "Enter" and not event.shiftKey and not event.isComposing:
+            event.preventDefault()
+            if not self._busy:
+                by_id("composer").requestSubmit()
+
+    # What is going on.
+
+    def status(self, text: str, share: "float | None") -> None:
+        """Say ``text``; the bar shows ``share`` percent, or nothing."""
+        write(by_id("status-text"), text)
+        bar = by_id("bar")
+        bar.classList.toggle("off", share is None)
+        if share is not None:
+            bar.setAttribute("aria-valuenow", str(round(share)))
+            bar.firstElementChild.style.setProperty("transform", f"scaleX({share / 100:.4f})")
+
+    def alarm(self, sentence: str) -> None:
+        """What keeps the page from working, with a button to load it again."""
+        by_id("alert-text").textContent = sentence
+        by_id("alert").hidden = False
+        self.status("", None)
+
+    def speak(self, text: str) -> None:
+        """Have a screen reader read ``text`` after what it was given before."""
+        if text:
+            by_id("live").append(element("span", "", text + " "))
+
+    def hush(self) -> None:
+        """Forget what was given to read."""
+        by_id("live").replaceChildren()
+
+    # The end of the answer.
+
+    def follow(self) -> None:
+        """Keep the end of the answer in sight, unless the reader has scrolled up."""
+        if self._following:
+            js.window.scrollTo(0, document.documentElement.scrollHeight)
+        else:
+            by_id("jump").hidden = not self._busy
+
+    def follow_again(self) -> None:
+        """Go to the end, and follow it from now on."""
+        self._following = True
+        self.follow()
+        by_id("jump").hidden = True
+
+    def _on_scroll(self, _: Event) -> None:
+        root = document.documentElement
+        self._following = root.scrollHeight - js.window.scrollY - js.window.innerHeight < NEAR_END_PX
+        if self._following:
+            by_id("jump").hidden = True

@@ -1,0 +1,37 @@
+"""The DOM in few words (MicroPython): elements by their id, new ones, listeners, and text that follows the language."""
+
+import js
+from pyscript import document
+from pyscript.ffi import create_proxy
+
+import words
+
+
+def by_id(name: str) -> "js.Element":
+    """The element with that id."""
+    return document.getElementById(name)
+
+
+def element(tag: str, classes: str, text: str = "") -> "js.Element":
+    """A new element."""
+    made = document.createElement(tag)
+    made.className = classes
+    made.textContent = text
+    return made
+
+
+def on(target: "js.Element", kind: str, handler: "object") -> None:
+    """Call ``handler(event)`` at every ``kind`` event of ``target``, for good: MicroPython never frees a proxy."""
+    target.addEventListener(kind, create_proxy(handler))
+
+
+def label(target: "js.Element", row: str) -> None:
+    """Let ``target`` say that row of words.json, in this language and in any that is chosen later (language.js)."""
+    target.dataset.word = row
+    target.textContent = words.say(row)
+
+
+def write(target: "js.Element", text: str) -> None:
+    """Let ``target`` say ``text``, which no choice of language changes."""
+    target.removeAttribute("data-word")
+    target.textContent = text
