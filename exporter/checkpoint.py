@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
-    PreTrainedModel,
 )
 
 from exporter import fetch, recipes
-from exporter.blocks import Blocks
 from exporter.errors import ExportError
-from exporter.gguf_file import GGUFFile
+from exporter.gguf_file import GGUFFile, GGUFWeights
 from exporter.gguf_tokenizer import build_tokenizer
+from exporter.weights import Safetensors, Weights
 from handbill.manifest import Generation, Source
 
 _LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "license.txt")
@@ -33,7 +29,7 @@ _LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "license.tx
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint. ``load`` reads the weights: eager float32 torch, and the Blocks that go in without loss."""
+    """An opened checkpoint: everything about a model but its weights, which are read from ``weights`` one at a time."""
 
     slug: str
     title: str
@@ -47,7 +43,7 @@ class Checkpoint:
     eos_ids: list[int]
     chat_template: str
     generation: Generation
-    load: Callable[[], tuple[PreTrainedModel, dict[str, Blocks]]] = field(repr=False)
+    weights: Weights = field(repr=False)
 
 
 def open_checkpoint(name: str, cache: Path) -> Checkpoint:
@@ -154,12 +150,6 @@ def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) ->
         eos_ids.append(tokenizer.eos_token_id)
     licence_text = next((path.read_text("utf-8") for n in _LICENCE_FILES if (path := folder / n).is_file()), "")
 
-    def load() -> tuple[PreTrainedModel, dict[str, Blocks]]:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, local_files_only=True
-        )
-        return model.eval(), {}
-
     return Checkpoint(
         slug=recipe.name if recipe else _slug(source.name),
         title=recipe.title if recipe else source.name,
@@ -173,7 +163,7 @@ def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) ->
         eos_ids=eos_ids,
         chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else "",
         generation=_generation(defaults),
-        load=load,
+        weights=Safetensors(folder),
     )
 
 
@@ -207,9 +197,6 @@ def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licenc
 
     eos_ids = [i for key in ("eos_token_id", "eot_token_id") if (i := token(key)[0]) is not None]
 
-    def load() -> tuple[PreTrainedModel, dict[str, Blocks]]:
-        return _load_gguf(file, config)
-
     return Checkpoint(
         slug=recipe.name if recipe else _slug(path.name),
         title=recipe.title if recipe else file.value("general.name", path.stem),
@@ -223,43 +210,5 @@ def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licenc
         eos_ids=sorted(set(eos_ids)),
         chat_template=file.value("tokenizer.chat_template", ""),
         generation=(recipe.generation if recipe else None) or Generation(),
-        load=load,
+        weights=GGUFWeights(file, config),
     )
-
-
-def _load_gguf(file: GGUFFile, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Blocks]]:
-    """The eager model with dequantized weights, and the Blocks of every tensor whose type goes in exactly."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model.to_empty(device="cpu")
-    model.tie_weights()
-    exact: dict[str, Blocks] = {}
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor, order in file.tensors(model, config):
-            blocks = tensor.blocks(order)
-            if blocks is not None:
-                exact[name] = blocks
-            weights = tensor.weights(order) - file.norm_offset(config, name)
-            if parameters[name].shape != weights.shape:
-                raise ExportError(
-                    f"{file.path.name}: {tensor.name} is {tuple(weights.shape)}, "
-                    f"but the config says {tuple(parameters[name].shape)}; the file is damaged."
-                )
-            parameters[name].copy_(weights)
-    _recompute_buffers(model)
-    return model.eval(), exact
-
-
-def _recompute_buffers(model: PreTrainedModel) -> None:
-    """Buffers (rotary frequencies, Gemma's embedding scale) are made by constructors, which ran on the meta device."""
-    for name, module in model.named_modules():
-        if not list(module.buffers(recurse=False)):
-            continue
-        if hasattr(module, "rope_init_fn"):
-            inv_freq, module.attention_scaling = module.rope_init_fn(module.config, "cpu")
-            module.inv_freq = module.original_inv_freq = inv_freq
-        elif hasattr(module, "embed_scale"):
-            module.embed_scale = torch.tensor(float(model.config.hidden_size) ** 0.5)
-        else:
-            raise ExportError(f"{type(module).__name__} ({name}) keeps a buffer that cannot be rebuilt.")

@@ -6,7 +6,6 @@ stored permuted for interleaved rotary; the permutation moves whole rows, so it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,10 @@ class GGUFTensor:
         made = _READERS[self.type](np.ascontiguousarray(self.data))
         return made if order is None else made.take_rows(order)
 
-    def weights(self, order: Tensor | None = None) -> Tensor:
+    def weights(self) -> Tensor:
         """float32 weights [rows, columns] or [n]."""
         array = gguf.quants.dequantize(self.data, gguf.GGMLQuantizationType[self.type])
-        tensor = torch.from_numpy(np.array(array, dtype=np.float32))
-        return tensor if order is None else tensor[order]
+        return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 class GGUFFile:
@@ -98,25 +96,38 @@ class GGUFFile:
             tie_word_embeddings="output.weight" not in names,
         )
 
-    def tensors(self, model: torch.nn.Module, config: Any) -> Iterator[tuple[str, GGUFTensor, Tensor | None]]:
-        """(parameter name, tensor, row order or None) for every parameter of ``model``, in the model's order."""
-        stored = {tensor.name: tensor for tensor in self.reader.tensors}
-        names = _name_map(self.value("general.architecture"), int(config.num_hidden_layers))
-        for parameter, value in model.named_parameters():
-            base, _, suffix = parameter.rpartition(".")
-            gguf_name = names.get_name(base)
-            tensor = stored.get(f"{gguf_name}.{suffix}")
-            if tensor is None:
-                raise ExportError(f"{self.path.name} has no tensor for {parameter}; it is not a whole model.")
-            yield (
-                parameter,
-                GGUFTensor(tensor.name, tensor.tensor_type.name, tensor.data),
-                _row_order(config, parameter, value.shape[0]),
-            )
 
-    def norm_offset(self, config: Any, parameter: str) -> float:
-        """What to subtract from a stored norm weight: llama.cpp adds the 1 of Gemma's 1 + weight into the file."""
-        return 1.0 if config.model_type in _NORM_PLUS_ONE and parameter.endswith("norm.weight") else 0.0
+class GGUFWeights:
+    """The tensors of a GGUF by transformers' parameter names: the ``Weights`` of such a checkpoint."""
+
+    def __init__(self, file: GGUFFile, config: PretrainedConfig) -> None:
+        self.file, self.config = file, config
+        self._stored = {tensor.name: tensor for tensor in file.reader.tensors}
+        self._names = _name_map(file.value("general.architecture"), int(config.num_hidden_layers))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(int(size) for size in reversed(self._find(name).shape))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        found = self._find(name)
+        order = _row_order(self.config, name, found.data.shape[0])
+        data = found.data[start:stop] if order is None else found.data[order[start:stop].numpy()]
+        weights = GGUFTensor(found.name, found.tensor_type.name, data).weights()
+        # llama.cpp adds the 1 of Gemma's 1 + weight into the file.
+        plus_one = self.config.model_type in _NORM_PLUS_ONE and name.endswith("norm.weight")
+        return weights - 1.0 if plus_one else weights
+
+    def blocks(self, name: str) -> Blocks | None:
+        found = self._find(name)
+        order = _row_order(self.config, name, found.data.shape[0])
+        return GGUFTensor(found.name, found.tensor_type.name, found.data).blocks(order)
+
+    def _find(self, name: str) -> Any:
+        base, _, suffix = name.rpartition(".")
+        tensor = self._stored.get(f"{self._names.get_name(base)}.{suffix}")
+        if tensor is None:
+            raise ExportError(f"{self.file.path.name} has no tensor for {name}; it is not a whole model.")
+        return tensor
 
 
 def _check_header(path: Path) -> None:

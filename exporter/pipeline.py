@@ -19,6 +19,7 @@ from exporter.plan import write as write_plan
 from exporter.plan_tensors import PlanError
 from exporter.progress import stage
 from exporter.quantize import quantize
+from exporter.skeleton import whole_model
 from exporter.substitute import substitute
 from handbill.manifest import Architecture, File, KVLayout, Licence, Manifest, Quantization, Verification
 
@@ -32,7 +33,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> Manifest:
     Raises ExportError where the model cannot be expressed or the gate fails.
     """
     with stage("Reading weights", 1, "file"):
-        model, exact = checkpoint.load()
+        model = whole_model(checkpoint.config, checkpoint.weights)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     _require_space(folder, parameters)
     config = model.config.get_text_config()
@@ -54,7 +55,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> Manifest:
     gate_ids = ids[: verify.GATE_TOKENS]
 
     source = verify.perplexity(verify.eager_logits(model, ids), ids)
-    blocks = quantize(model, exact)
+    blocks = quantize(model, checkpoint.weights)
     quantization = _describe(blocks, embedding=_embedding_name(model))
     reference = verify.eager_logits(model, gate_ids)
     with torch.no_grad():

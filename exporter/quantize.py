@@ -8,30 +8,26 @@ import torch
 
 from exporter.blocks import Blocks, round_to_nearest
 from exporter.progress import stage
+from exporter.skeleton import matrices
+from exporter.weights import Weights
 
 
 @torch.no_grad()
-def quantize(model: Any, exact: dict[str, Blocks]) -> dict[str, Blocks]:
+def quantize(model: Any, weights: Weights) -> dict[str, Blocks]:
     """Blocks of every linear layer and embedding by parameter name; the model's weights become what they stand for.
 
-    Taken from ``exact`` where a GGUF's blocks go in without loss, else rounded: 4 bits, 8 for embeddings and lm_head.
+    As the checkpoint has them where that goes in without loss, else rounded: 4 bits, 8 for embeddings and lm_head.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head.weight is embedding.weight
-    modules = [
-        (f"{name}.weight", module)
-        for name, module in model.named_modules()
-        if module is embedding or (isinstance(module, torch.nn.Linear) and not (tied and module is head))
-    ]
     blocks: dict[str, Blocks] = {}
-    weights = sum(module.weight.numel() for _, module in modules)
-    with stage("Quantizing", weights, "weights") as bar:
-        for name, module in modules:
-            found = exact.pop(name, None)
-            wide = module is embedding or module is head
-            if found is None or (module is embedding and found.minima is not None):
-                found = round_to_nearest(module.weight, 8 if wide else 4)
-                module.weight.copy_(found.dequantize())
-            blocks[name] = found
-            bar.update(module.weight.numel())
+    parameters = dict(model.named_parameters())
+    found = matrices(model, weights)
+    with stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in found), "weights") as bar:
+        for matrix in found:
+            parameter = parameters[matrix.name]
+            stored = matrix.blocks()
+            if stored is None:
+                stored = round_to_nearest(parameter, 8 if matrix.is_table else 4)
+                parameter.copy_(stored.dequantize())
+            blocks[matrix.name] = stored
+            bar.update(parameter.numel())
     return blocks

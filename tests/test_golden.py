@@ -10,6 +10,7 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,8 +55,10 @@ def write(name: str) -> None:
     """The golden file of ``name``: prompt and greedy answer by eager torch, through its own tokenizer."""
     import torch
 
+    from exporter.skeleton import whole_model
+
     checkpoint = open_checkpoint(name, Path(".cache"))
-    model, _ = checkpoint.load()
+    model: Any = whole_model(checkpoint.config, checkpoint.weights)
     manifest = real_model.manifest()
     turns = []
     for question in QUESTIONS:

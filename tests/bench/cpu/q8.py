@@ -26,9 +26,10 @@ def make() -> Path:
     from transformers import PreTrainedTokenizerFast
 
     from exporter.checkpoint import open_checkpoint
+    from exporter.skeleton import whole_model
 
     checkpoint = open_checkpoint(MODEL, ROOT / ".cache")
-    model, _ = checkpoint.load()
+    model = whole_model(checkpoint.config, checkpoint.weights)
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER.parent) as name:
         torch_folder, traced, whole = (Path(name) / part for part in ("torch", "traced", "whole"))
