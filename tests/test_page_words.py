@@ -76,7 +76,7 @@ class Marked(html.parser.HTMLParser):
             if "data-word" in given:
                 self.found.append((given["data-word"], ""))
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, _tag: str) -> None:
         self._open.pop()
 
     def handle_data(self, data: str) -> None:
