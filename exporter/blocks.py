@@ -60,8 +60,8 @@ class Blocks:
             weights = (codes - (1 << (self.bits - 1))) * scales
         return weights.flatten(1)[:, : self.columns]
 
-    def take_rows(self, index: Tensor) -> Blocks:
-        """The same blocks with rows in the order of ``index`` (int64 [rows])."""
+    def take_rows(self, index: Tensor | slice) -> Blocks:
+        """The same blocks with rows in the order of ``index`` (int64 [rows]), or those of a slice."""
         return replace(
             self,
             codes=self.codes[index],

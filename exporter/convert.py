@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from optimum.exporters.onnx import onnx_export_from_model
 from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.exporters.tasks import TasksManager
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from exporter.attention import NewKeysOnly, rotary_inside
@@ -128,9 +128,14 @@ def _onnx_config(substituted: Substituted, kv_heads: int, head_dim: int) -> Any:
     return config
 
 
-def convert(substituted: Substituted, kv_heads: int, head_dim: int, folder: Path) -> Path:
-    """Trace into ``folder``/model.onnx (+ model.onnx_data) and return its path. ``folder`` must be empty or new."""
-    with _quiet(), _external_data():
+def convert(substituted: Substituted, kv_heads: int, head_dim: int, folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Trace into ``folder``/model.onnx, and return its path and the initializers that are not in it, by name.
+
+    What tracing never looks into, the codes and zero points, is nearly all there is: a number stands in for each, and
+    the tensors themselves go into the shards without having passed through torch's exporter and protobuf (which copy,
+    and end at 2 GB). ``folder`` must be empty or new.
+    """
+    with _quiet(), _stand_ins(substituted.model) as left_out:
         onnx_export_from_model(
             substituted.model,
             folder,
@@ -142,20 +147,26 @@ def convert(substituted: Substituted, kv_heads: int, head_dim: int, folder: Path
             do_constant_folding=False,  # folding would write a shared tensor twice
             batch_size=1,
         )
-    return folder / "model.onnx"
+    return folder / "model.onnx", left_out
 
 
 @contextlib.contextmanager
-def _external_data() -> Iterator[None]:
-    saved = os.environ.get("FORCE_ONNX_EXTERNAL_DATA")
-    os.environ["FORCE_ONNX_EXTERNAL_DATA"] = "1"
+def _stand_ins(model: Any) -> Iterator[dict[str, Tensor]]:
+    """Each uint8 buffer replaced by eight bytes that no other has, as equal initializers become one; put back after."""
+    left_out: dict[str, Tensor] = {}
+    owned: dict[tuple[Any, str], Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):  # traced under the first path or another
+        for key, buffer in module.named_buffers(recurse=False):
+            if (module, key) not in owned and buffer.dtype == torch.uint8:
+                owned[module, key] = buffer
+                setattr(module, key, torch.tensor([len(owned)]).view(torch.uint8))
+            if (module, key) in owned:
+                left_out[f"{path}.{key}"] = owned[module, key]
     try:
-        yield
+        yield left_out
     finally:
-        if saved is None:
-            del os.environ["FORCE_ONNX_EXTERNAL_DATA"]
-        else:
-            os.environ["FORCE_ONNX_EXTERNAL_DATA"] = saved
+        for (module, key), real in owned.items():
+            setattr(module, key, real)
 
 
 @contextlib.contextmanager

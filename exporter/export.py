@@ -56,17 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         print(
-            f"error: The disk that holds {options.output} is full; free some space and run it again.", file=sys.stderr
+            f"error: The disk that holds {options.output} is full; free some space and run it again: "
+            "it goes on from the last stage that was whole.",
+            file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
+        print("Stopped; the same command goes on from the last stage that was whole.", file=sys.stderr)
         return 130
     return 0
 
 
 def export(name: str, output: Path, cache: Path) -> Path:
-    """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole."""
+    """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole.
+
+    A run that was stopped leaves ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
+    """
     # Not at the top: torch and transformers take seconds to import, and --help and --list need neither.
     from exporter.checkpoint import open_checkpoint
     from exporter.pipeline import build
@@ -76,14 +81,10 @@ def export(name: str, output: Path, cache: Path) -> Path:
     print(f"{checkpoint.title}: {checkpoint.source.kind} {checkpoint.source.name}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     target, partial = output / checkpoint.slug, output / f".{checkpoint.slug}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left behind
-    partial.mkdir()
-    try:
-        manifest = build(checkpoint, partial)
-        (partial / NAME).write_text(manifest.to_json(), encoding="utf-8")
-        _put_in_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    manifest, whole = build(checkpoint, partial)
+    (whole / NAME).write_text(manifest.to_json(), encoding="utf-8")
+    _put_in_place(whole, target)
+    shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.bytes for file in manifest.files)
     print(
         f"{target}: {size / 1e6:.1f} MB, {manifest.quantization.bits_per_weight:.2f} bits a weight, "
@@ -92,12 +93,12 @@ def export(name: str, output: Path, cache: Path) -> Path:
     return target
 
 
-def _put_in_place(partial: Path, target: Path) -> None:
+def _put_in_place(whole: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    partial.rename(target)
+    whole.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from exporter.blocks import BLOCK_SIZE, Blocks, pack_nibbles
 from exporter.errors import ExportError
+from exporter.weights import stamp_of
 
 LOSSLESS = {"Q4_0", "Q4_1", "Q8_0"}
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
@@ -121,6 +122,9 @@ class GGUFWeights:
         found = self._find(name)
         order = _row_order(self.config, name, found.data.shape[0])
         return GGUFTensor(found.name, found.tensor_type.name, found.data).blocks(order)
+
+    def stamp(self) -> object:
+        return stamp_of([self.file.path])
 
     def _find(self, name: str) -> Any:
         base, _, suffix = name.rpartition(".")

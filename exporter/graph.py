@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,57 +117,87 @@ def set_accuracy_level(model: Any, level: int) -> None:
                     item.i = level
 
 
-def shard(model: Any, data: Path, folder: Path, report: Any = None) -> list[Path]:
-    """Copy external tensors from ``data`` into ``folder``/weights-NN.bin in the order of use, each byte range once.
+def refer(model: Any, tensors: dict[str, Any]) -> None:
+    """Make the initializers named in ``tensors`` (torch, uint8) what they stand for: external, of the real shape."""
+    for tensor in model.graph.initializer:
+        real = tensors.get(tensor.name)
+        if real is not None:
+            tensor.ClearField("raw_data")
+            tensor.dims[:] = list(real.shape)
+            _place(tensor, tensor.name, 0, real.numel())
+
+
+def shard(model: Any, tensors: dict[str, Any], folder: Path, report: Callable[[int], None]) -> list[Path]:
+    """Move initializers into ``folder``/weights-NN.bin in the order of use, each once; ``tensors`` as for ``refer``.
 
     Rewrites the references of ``model``; returns the shards. ``report(bytes)`` is called as bytes are written.
     """
-    placed: dict[tuple[int, int], tuple[str, int]] = {}
-    shards: list[Path] = []
-    size = 0
-    with data.open("rb") as source:
-        target = None
+    placed: dict[str, tuple[str, int]] = {}
+    with _Shards(folder, report) as shards:
         for tensor in _in_order_of_use(model):
-            place = where(tensor)
-            key = (int(place.get("offset", 0)), int(place["length"]))
-            if key[1] <= INLINE_BYTES or tensor.data_type == onnx.TensorProto.INT64:
-                source.seek(key[0])
-                tensor.raw_data = source.read(key[1])
+            external = is_external(tensor)
+            name = where(tensor)["location"] if external else tensor.name
+            size = int(where(tensor)["length"]) if external else len(tensor.raw_data)
+            if external and size <= INLINE_BYTES:
+                tensor.raw_data = tensors[name].numpy().tobytes()
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 del tensor.external_data[:]
-                continue
-            if key not in placed:
-                if target is None or size + key[1] > SHARD_BYTES:
-                    if target is not None:
-                        target.close()
-                    shards.append(folder / f"weights-{len(shards):02}.bin")
-                    target, size = shards[-1].open("wb"), 0
-                padding = -size % ALIGNMENT
-                target.write(b"\0" * padding)
-                size += padding
-                placed[key] = (shards[-1].name, size)
-                source.seek(key[0])
-                left = key[1]
-                while left:
-                    piece = source.read(min(left, 1 << 22))
-                    if not piece:
-                        raise OSError(f"{data} ended {left} bytes early")
-                    target.write(piece)
-                    left -= len(piece)
-                    if report:
-                        report(len(piece))
-                size += key[1]
-            name, offset = placed[key]
-            del tensor.external_data[:]
-            for entry, value in (("location", name), ("offset", offset), ("length", key[1])):
-                tensor.external_data.add(key=entry, value=str(value))
-        if target is not None:
-            target.close()
-    return shards
+            elif size > INLINE_BYTES and tensor.data_type != onnx.TensorProto.INT64:
+                if name not in placed:
+                    placed[name] = shards.write(tensors[name].numpy().data.cast("B") if external else tensor.raw_data)
+                tensor.ClearField("raw_data")
+                _place(tensor, *placed[name], size)
+    return shards.paths
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the external initializers, each once."""
+    external = [where(tensor) for tensor in model.graph.initializer if is_external(tensor)]
+    return sum({place["location"]: int(place["length"]) for place in external}.values())
+
+
+class _Shards:
+    """Files of about SHARD_BYTES, filled one after the other."""
+
+    def __init__(self, folder: Path, report: Callable[[int], None]) -> None:
+        self.folder, self.report = folder, report
+        self.paths: list[Path] = []
+        self.file: Any = None
+        self.size = 0
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, data: Any) -> tuple[str, int]:
+        """Append ``data`` (bytes, or a memoryview of them); the shard's name and the offset in it."""
+        if self.file is None or self.size + len(data) > SHARD_BYTES:
+            self.__exit__()
+            self.paths.append(self.folder / f"weights-{len(self.paths):02}.bin")
+            self.file, self.size = self.paths[-1].open("wb"), 0
+        padding = -self.size % ALIGNMENT
+        self.file.write(b"\0" * padding)
+        offset = self.size + padding
+        for start in range(0, len(data), 1 << 22):
+            piece = data[start : start + (1 << 22)]
+            self.file.write(piece)
+            self.report(len(piece))
+        self.size = offset + len(data)
+        return self.paths[-1].name, offset
+
+
+def _place(tensor: Any, location: str, offset: int, length: int) -> None:
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for entry, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=entry, value=str(value))
 
 
 def _in_order_of_use(model: Any) -> Iterable[Any]:
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer if is_external(tensor)}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for name in node.input:
             if name in tensors:

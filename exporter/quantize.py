@@ -1,33 +1,16 @@
-"""The stage that turns a model's weights into Blocks, and the model into what the blocks stand for."""
+"""How each matrix becomes Blocks."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-import torch
+from torch import Tensor
 
-from exporter.blocks import Blocks, round_to_nearest
-from exporter.progress import stage
-from exporter.skeleton import matrices
-from exporter.weights import Weights
+from exporter.blocks import round_to_nearest
+from exporter.streamed import Round
+from exporter.weights import Matrix
 
 
-@torch.no_grad()
-def quantize(model: Any, weights: Weights) -> dict[str, Blocks]:
-    """Blocks of every linear layer and embedding by parameter name; the model's weights become what they stand for.
-
-    As the checkpoint has them where that goes in without loss, else rounded: 4 bits, 8 for embeddings and lm_head.
-    """
-    blocks: dict[str, Blocks] = {}
-    parameters = dict(model.named_parameters())
-    found = matrices(model, weights)
-    with stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in found), "weights") as bar:
-        for matrix in found:
-            parameter = parameters[matrix.name]
-            stored = matrix.blocks()
-            if stored is None:
-                stored = round_to_nearest(parameter, 8 if matrix.is_table else 4)
-                parameter.copy_(stored.dequantize())
-            blocks[matrix.name] = stored
-            bar.update(parameter.numel())
-    return blocks
+def choose(matrix: Matrix, inputs: Tensor | None) -> Round:  # noqa: ARG001
+    """Round to nearest: 4 bits, 8 for embeddings and lm_head. Called for matrices that do not go in without loss."""
+    return partial(round_to_nearest, bits=8 if matrix.is_table else 4)

@@ -24,9 +24,28 @@ from handbill.manifest import KVLayout
 TOLERANCE = 1e-4
 GATE_TOKENS = 256
 TEXT_TOKENS = 1024
+LEAST_TOKENS = 64
+MEASURED = 300_000_000_000
+"""Products of a parameter with a token that one run over the text may take, about: 1,024 tokens of 300 M parameters."""
+
 CHUNK = 100
 DECODED = 32
 TEXT = Path(__file__).with_name("text.txt")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How much of TEXT is measured (perplexity), and how much of its beginning goes through the gate."""
+
+    text: int
+    gate: int
+
+
+def tokens(parameters: int) -> Tokens:
+    """TEXT_TOKENS and GATE_TOKENS, fewer for a large model, so that measuring it takes minutes and not hours."""
+    text = max(LEAST_TOKENS, min(TEXT_TOKENS, MEASURED // parameters))
+    return Tokens(text, min(GATE_TOKENS, text))
+
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,13 +66,18 @@ def eager_logits(model: Any, ids: Sequence[int]) -> Floats:
     return logits
 
 
-def perplexity(logits: Floats, ids: Sequence[int]) -> float:
-    """exp of the mean negative log-likelihood of ids[1:], from the logits [tokens, vocabulary] of ids."""
+def surprise(logits: Floats, targets: Sequence[int]) -> float:
+    """Negative log-likelihood, in nats, of ``targets`` by the first rows of ``logits`` [tokens, vocabulary]."""
     total = 0.0
-    for row, target in zip(logits[:-1], ids[1:], strict=True):
+    for row, target in zip(logits, targets, strict=False):
         top = float(row.max())
         total += top + math.log(float(np.exp(row - top, dtype=np.float64).sum())) - float(row[target])
-    return math.exp(total / (len(ids) - 1))
+    return total
+
+
+def perplexity(logits: Floats, ids: Sequence[int]) -> float:
+    """exp of the mean negative log-likelihood of ids[1:], from the logits [tokens, vocabulary] of ids."""
+    return math.exp(surprise(logits, ids[1:]) / (len(ids) - 1))
 
 
 def compare(

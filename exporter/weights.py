@@ -7,7 +7,7 @@ a GGUF in gguf_file.py) implements it, and so does what changes weights on their
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,15 @@ class Weights(Protocol):
     def blocks(self, name: str) -> Blocks | None:
         """The parameter as Blocks where the stored format goes into them without loss, else None."""
         ...
+
+    def stamp(self) -> object:
+        """What JSON can hold and changes when the weights do: two runs with one stamp may share their stages."""
+        ...
+
+
+def stamp_of(paths: Iterable[Path]) -> list[list[object]]:
+    """Names, sizes and times of files: cheap where a hash would read gigabytes."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
 @dataclass(frozen=True)
@@ -117,3 +126,6 @@ class Safetensors:
     def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
         """None: safetensors hold floats."""
         return None
+
+    def stamp(self) -> object:
+        return stamp_of(sorted(set(self._files.values())))

@@ -1,0 +1,177 @@
+"""One pass over a checkpoint's weights: the eager model runs on a text while each matrix it reaches is quantized.
+
+Two streams go side by side through the model's own code: the source's weights on the first, what their Blocks stand
+for on the second. A matrix is read in pieces, multiplied, quantized and dropped, so memory holds the activations of a
+text and one matrix, whatever the model's size. Where every matrix goes in without loss, one stream says it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from exporter.blocks import Blocks, stack
+from exporter.progress import stage
+from exporter.skeleton import matrices
+from exporter.store import Store
+from exporter.verify import Floats, surprise
+from exporter.weights import Matrix, Weights
+
+Round = Callable[[Tensor], Blocks]
+"""float32 rows [n, columns] of a matrix → their Blocks. Called with one piece of the matrix after the other."""
+
+Choose = Callable[[Matrix, Tensor | None], Round]
+"""How to quantize a matrix. Its inputs float32 [tokens, columns] come from the stream of quantized weights, so they
+carry the error of all matrices before; an embedding has None."""
+
+LOGITS = 1 << 25
+"""Logits computed at once, 128 MB of them: a vocabulary of 256,000 makes a long text's too many to keep."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Perplexities on the text, and the logits [positions, vocabulary] of the quantized weights at its beginning."""
+
+    source: float
+    quantized: float
+    reference: Floats
+
+
+@torch.no_grad()
+def stream(
+    model: Any, weights: Weights, store: Store, choose: Choose, ids: Sequence[int], positions: int,
+    calibration: Tensor | None = None,
+) -> Streamed:  # fmt: skip
+    """Quantize every matrix of ``model`` (a skeleton) into ``store``, and measure the model on the text ``ids``.
+
+    ``positions`` logits from the text's beginning are kept. ``calibration`` int64 [sequences, len(ids)] goes along in
+    the quantized stream: ``choose`` sees its tokens after the text's own.
+    """
+    found = matrices(model, weights)
+    with stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in found), "weights") as bar:
+        exact = {matrix.name for matrix in found if _keep(matrix, store)}
+        rows = [1] if len(exact) == len(found) else [1, 1 + (0 if calibration is None else len(calibration))]
+        run = _Pass(store, choose, exact, rows, bar.update)
+        by_name = {matrix.name: matrix for matrix in found}
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        names = {module: f"{name}.weight" for name, module in model.named_modules()}
+        table = by_name[names[embedding]]
+        tokens = torch.tensor([list(ids)] * min(2, sum(rows)))
+        if calibration is not None and len(rows) == 2:
+            tokens = torch.cat([tokens, calibration])
+        with ExitStack() as patches:
+            patches.enter_context(run.embedding(embedding, table, tokens))
+            for module in model.modules():
+                if isinstance(module, nn.Linear):  # a tied lm_head computes with the embedding's matrix
+                    patches.enter_context(run.linear(module, by_name.get(names[module], table)))
+            hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+            return _measure(_slices(model, hidden[:2], head.out_features), ids, positions)
+
+
+def _keep(matrix: Matrix, store: Store) -> bool:
+    blocks = matrix.blocks()
+    if blocks is not None:
+        store.write(matrix.name, blocks)
+    return blocks is not None
+
+
+@dataclass
+class _Pass:
+    store: Store
+    choose: Choose
+    exact: set[str]
+    rows: list[int]
+    """Sequences in each stream: [1] where all is exact, else the source's one and those of the quantized weights."""
+
+    report: Callable[[int], None]
+
+    def pairs(self, matrix: Matrix, inputs: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, the source's weights, the quantized ones) piece by piece; what is not in the store yet is made."""
+        known = self.store.read(matrix.name) if matrix.name in self.store else None
+        round_rows = None if known else self.choose(matrix, inputs)
+        made = []
+        for rows in matrix.pieces():
+            source = None if matrix.name in self.exact else matrix.read(rows)
+            if known is None:
+                assert round_rows is not None and source is not None
+                made.append(round_rows(source))
+                self.report(source.numel())
+            quantized = (made[-1] if known is None else known.take_rows(rows)).dequantize()
+            yield rows, quantized if source is None else source, quantized
+        if known is None:
+            joined = stack(made)
+            assert joined is not None
+            self.store.write(matrix.name, joined)
+
+    @contextmanager
+    def linear(self, module: nn.Linear, matrix: Matrix) -> Iterator[None]:
+        """``module`` computes with ``matrix`` from the checkpoint, each stream with its own weights."""
+
+        def forward(x: Tensor) -> Tensor:
+            y = x.new_empty(*x.shape[:-1], matrix.rows)
+            streams = torch.split(x, self.rows if len(x) == sum(self.rows) else [1] * len(x))
+            for rows, *weights in self.pairs(matrix, streams[-1].reshape(-1, matrix.columns)):
+                bias = None if module.bias is None else module.bias[rows]
+                parts = zip(streams, weights, strict=False)
+                y[..., rows] = torch.cat([functional.linear(part, each, bias) for part, each in parts])
+            return y
+
+        module.forward = forward  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del module.forward
+
+    @contextmanager
+    def embedding(self, module: nn.Embedding, matrix: Matrix, tokens: Tensor) -> Iterator[None]:
+        """``module`` holds only the rows that ``tokens`` need, once a stream, and its own forward looks them up."""
+        used, places = torch.unique(tokens, return_inverse=True)
+        table = torch.empty(len(self.rows), len(used), matrix.columns)
+        for rows, *weights in self.pairs(matrix, None):
+            wanted = (used >= rows.start) & (used < rows.stop)
+            for stream, each in zip(table, weights, strict=False):
+                stream[wanted] = each[used[wanted] - rows.start]
+        stream_of = torch.repeat_interleave(torch.arange(len(self.rows)), torch.tensor(self.rows))
+        places = places + len(used) * stream_of[:, None]
+        own, padding = module.weight, module.padding_idx
+        module.weight, module.padding_idx = nn.Parameter(table.flatten(0, 1), requires_grad=False), None
+        hook = module.register_forward_pre_hook(lambda *_: (places,))
+        try:
+            yield
+        finally:
+            hook.remove()
+            module.weight, module.padding_idx = own, padding
+
+
+def _slices(model: Any, hidden: Tensor, vocabulary: int) -> Iterator[Tensor]:
+    """Logits [streams, n, vocabulary] of ``hidden`` a few positions at a time, by the model's own last lines."""
+    step = max(1, LOGITS // (vocabulary * hidden.shape[0]))
+    for part in torch.split(hidden, step, 1):
+        output = BaseModelOutputWithPast(last_hidden_state=part)
+        model.get_decoder().forward = lambda *_, output=output, **__: output
+        try:
+            yield model(input_ids=torch.zeros(part.shape[:2], dtype=torch.int64), use_cache=False).logits
+        finally:
+            del model.get_decoder().forward
+
+
+def _measure(slices: Iterator[Tensor], ids: Sequence[int], positions: int) -> Streamed:
+    surprises, reference, start = np.zeros(2), [], 0
+    for logits in slices:
+        first, last = logits[0].numpy(), logits[-1].numpy()
+        targets = ids[start + 1 : start + len(first) + 1]
+        surprises[0] += surprise(first, targets)
+        surprises[1] += surprise(last, targets) if len(logits) == 2 else surprises[0]
+        if start < positions:
+            reference.append(last[: positions - start].copy())
+        start += len(first)
+    source, quantized = np.exp(surprises / (len(ids) - 1))
+    return Streamed(float(source), float(quantized), np.concatenate(reference))
