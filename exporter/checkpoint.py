@@ -71,7 +71,8 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
     raise recipes.unknown(name)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A plain folder name, lower case, for the last part of ``name``."""
     return re.sub(r"[^a-z0-9.]+", "-", Path(name).name.removesuffix(".gguf").lower()).strip("-.") or "model"
 
 
@@ -151,7 +152,7 @@ def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) ->
     licence_text = next((path.read_text("utf-8") for n in _LICENCE_FILES if (path := folder / n).is_file()), "")
 
     return Checkpoint(
-        slug=recipe.name if recipe else _slug(source.name),
+        slug=recipe.name if recipe else slug(source.name),
         title=recipe.title if recipe else source.name,
         source=source,
         licence=recipe.licence if recipe else _declared_licence(folder),
@@ -198,7 +199,7 @@ def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licenc
     eos_ids = [i for key in ("eos_token_id", "eot_token_id") if (i := token(key)[0]) is not None]
 
     return Checkpoint(
-        slug=recipe.name if recipe else _slug(path.name),
+        slug=recipe.name if recipe else slug(path.name),
         title=recipe.title if recipe else file.value("general.name", path.stem),
         source=source,
         licence=recipe.licence if recipe else file.value("general.license", "unknown"),

@@ -7,6 +7,7 @@ import errno
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import ExportError
@@ -38,6 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", help="a name from --list, a Hub id, a checkpoint folder or a .gguf file")
     parser.add_argument("--output", type=Path, default=Path("models"), help="folder for the result (default: models)")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="folder for downloads (default: .cache)")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="PATH[=WEIGHT]",
+        help="merge a PEFT LoRA adapter (its folder) before quantization; may be given several times",
+    )
     parser.add_argument("--list", action="store_true", help="show the models that have a name, and exit")
     options = parser.parse_args(arguments)
     if options.list:
@@ -48,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.model is None:
         parser.error("name a model, or use --list")
     try:
-        export(options.model, options.output, options.cache)
+        export(options.model, options.output, options.cache, options.adapter)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -67,17 +75,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def export(name: str, output: Path, cache: Path) -> Path:
+def export(name: str, output: Path, cache: Path, adapters: Sequence[str] = ()) -> Path:
     """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole.
 
     A run that was stopped leaves ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
     """
     # Not at the top: torch and transformers take seconds to import, and --help and --list need neither.
+    from exporter.adapter import adapt, parse
     from exporter.checkpoint import open_checkpoint
     from exporter.pipeline import build
 
     started = time.monotonic()
-    checkpoint = open_checkpoint(name, cache)
+    checkpoint = adapt(open_checkpoint(name, cache), [parse(argument) for argument in adapters])
     print(f"{checkpoint.title}: {checkpoint.source.kind} {checkpoint.source.name}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     target, partial = output / checkpoint.slug, output / f".{checkpoint.slug}.partial"

@@ -14,8 +14,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
-"""Version of the manifest's shape. A reader refuses a newer one by number."""
+FORMAT = 2
+"""Version of the manifest's shape. A reader refuses a newer one by number; it reads the older ones.
+
+2 adds a certificate: what ``verification`` measured beyond a perplexity, and the page that shows it (``report``).
+"""
 
 NAME = "manifest.json"
 MAX_FILE_BYTES = 1 << 30
@@ -99,9 +102,25 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Greedy:
+    """Greedy answers of the shipped graph to ``prompts`` prompts, at most ``tokens`` tokens each: ``agreed`` of
+    ``compared`` tokens are those that the source finds likeliest after the same tokens, ``identical`` answers agree in
+    all of them. ``prompts`` is 0 where this was not measured."""
+
+    prompts: int = 0
+    tokens: int = 0
+    compared: int = 0
+    agreed: int = 0
+    identical: int = 0
+
+
+@dataclass(frozen=True)
 class Verification:
     """What verify measured. Differences are the largest absolute logit difference from eager torch with the same
-    weights at accuracy_level 0; perplexities are on ``text``, ``perplexity_shipped`` at accuracy_level 4."""
+    weights at accuracy_level 0. Everything else is on ``text``, which no method is calibrated on: the perplexities of
+    the source, of eager torch with the quantized weights, and of the graph as it ships (accuracy_level 4); the mean
+    Kullback-Leibler divergence of the shipped graph's predictions from the source's, in nats a token; the share of
+    tokens after which both find the same one likeliest."""
 
     prefill: float
     chunked: float
@@ -111,6 +130,10 @@ class Verification:
     perplexity_source: float
     perplexity_shipped: float
     perplexity_ratio: float
+    perplexity_quantized: float = 0.0
+    kl_divergence: float = 0.0
+    top1_agreement: float = 0.0
+    greedy: Greedy = field(default_factory=Greedy)
 
 
 @dataclass(frozen=True)
@@ -126,8 +149,8 @@ class Manifest:
     """All that the page knows of a model.
 
     ``graphs`` maps a runtime ("wasm", "webgpu") to a graph's file name; each reads the same ``weights``. ``plan`` is
-    the flat plan of the CPU int4 session, "" where the model has an operator it does not know. ``files`` lists every
-    file of the export but the manifest itself.
+    the flat plan of the CPU int4 session, "" where the model has an operator it does not know. ``report`` is a page for
+    people that shows how faithful the export is. ``files`` lists every file of the export but the manifest itself.
     """
 
     slug: str
@@ -149,6 +172,7 @@ class Manifest:
     files: list[File]
     tools: dict[str, str]
     plan: str = ""
+    report: str = ""
     format: int = FORMAT
     top_k: int = field(default=64)
 
@@ -223,7 +247,7 @@ def _check(manifest: Manifest) -> None:
             raise ManifestError(f"The manifest's sha256 of {entry.name} is not 64 hexadecimal digits.")
     if not _PLAIN_NAME.fullmatch(manifest.slug):
         raise ManifestError(f"The manifest's slug {manifest.slug!r} is not a plain name.")
-    optional = [name for name in (manifest.plan, manifest.licence.file) if name]
+    optional = [name for name in (manifest.plan, manifest.licence.file, manifest.report) if name]
     for name in [*manifest.graphs.values(), *manifest.weights, manifest.tokenizer, *optional]:
         manifest.file(name)
     if not manifest.graphs or not manifest.weights:
