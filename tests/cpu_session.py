@@ -30,12 +30,14 @@ def node() -> list[str]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One step: candidates [positions, k], all logits [positions, vocabulary] if asked for, seconds it took."""
+    """One step: candidates [positions, k], all logits [positions, vocabulary] if asked for, seconds it took, and
+    whether the snapshot it was to start from was restored."""
 
     ids: npt.NDArray[np.int32]
     top: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32]
     seconds: float
+    restored: bool | None = None
 
 
 class FaultError(Exception):
@@ -57,7 +59,10 @@ def site() -> Path:
 def case(
     folder: Path, steps: list[dict[str, Any]], *, build: str = "relaxed", threads: int = 1, **manifest: Any
 ) -> dict[str, Any]:
-    """The model in ``folder`` and ``steps`` ({ids, positions?, rewind?, logits?}) to run on it.
+    """The model in ``folder`` and ``steps`` ({ids, positions?, rewind?, logits?, snapshot?, restore?}) to run on it.
+
+    Before a step runs, ``snapshot`` keeps that many tokens of the KV cache, and ``restore`` ({length, skip?}) brings
+    them back, without the first ``skip`` bytes.
 
     ``manifest`` overrides keys of the manifest, of which ``plan``, ``files`` and ``architecture.context`` are read.
     """
@@ -102,4 +107,5 @@ def _answer(step: dict[str, Any], line: dict[str, Any]) -> Answer:
         np.frombuffer(base64.b64decode(line["logits"]), np.float32).reshape(positions, -1),
         np.stack(floats) if floats else np.zeros((0, 0), np.float32),
         line["seconds"],
+        line.get("restored"),
     )

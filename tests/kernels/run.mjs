@@ -37,6 +37,8 @@ globalThis.Worker = class {
   }
 };
 
+let snapshot; // The latest one; a later case may restore it.
+
 const request = JSON.parse(readFileSync(process.argv[2], "utf8"));
 const { open } = await import(pathToFileURL(request.session).href);
 const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
@@ -55,13 +57,15 @@ async function run({ folder, manifest, choice, steps, kill }) {
   const info = { context: session.context, chunk: session.chunk, runtime: session.runtime, bytes: session.bytes };
   const done = [];
   for (const step of steps) {
+    if (step.snapshot !== undefined) snapshot = session.snapshot(step.snapshot);
     if (step.rewind !== undefined) session.rewind(step.rewind);
+    const restored = step.restore && session.restore(snapshot.subarray(step.restore.skip ?? 0), step.restore.length);
     const positions = step.positions ?? 1;
     const started = performance.now();
     const top = await session.step(Int32Array.from(step.ids), positions);
     const seconds = (performance.now() - started) / 1000;
     const logits = Array.from({ length: step.logits ? positions : 0 }, (_, i) => base64(session.logits(i)));
-    done.push({ ids: base64(top.ids), logits: base64(top.logits), all: logits, seconds });
+    done.push({ ids: base64(top.ids), logits: base64(top.logits), all: logits, seconds, restored });
   }
   session.close();
   return { info, done };

@@ -7,11 +7,13 @@ it first differs: a new turn costs its new tokens, an edited one goes back to th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from handbill.openings import Openings
 from handbill.sampling import Sampler, Settings
 from handbill.session import Candidates, Session, SessionError, Tokenizer
 from handbill.stream import Detokenizer, StopStrings
@@ -93,7 +95,7 @@ class Generator:
     """Answers prompts over one session, one at a time.
 
     ``eos_ids`` end an answer. ``clock`` gives seconds from any origin and must not run backwards.
-    ``drafter`` None decodes one token per step.
+    ``drafter`` None decodes one token per step. ``openings`` None computes every prompt's beginning anew.
     """
 
     def __init__(
@@ -103,12 +105,14 @@ class Generator:
         eos_ids: Collection[int],
         clock: Callable[[], float],
         drafter: Drafter | None = None,
+        openings: Openings | None = None,
     ) -> None:
         self._session = session
         self._tokenizer = tokenizer
         self._eos_ids = frozenset(eos_ids)
         self._clock = clock
         self._drafter = drafter
+        self._openings = openings
         self._cached: list[int] = []
         self._stop = False
         self._busy = False
@@ -140,7 +144,7 @@ class Generator:
             if len(ids) > self._session.context:
                 raise TooLongError(len(ids), self._session.context)
             prompt_tokens = len(ids)
-            reused = self._reuse(ids)
+            reused = await self._recall(ids, self._reuse(ids))
             answer = _Answer(self._tokenizer, settings, started)
             sampler = Sampler(settings, ids)
             reason = ""
@@ -188,13 +192,28 @@ class Generator:
         """
         # A step that failed or was cancelled may have left the session shorter (or longer) than was noted here.
         del self._cached[self._session.length :]
-        reused = 0
-        for have, want in zip(self._cached, ids[:-1], strict=False):
-            if have != want:
-                break
-            reused += 1
+        reused = _alike(self._cached, ids[:-1])
         self._rewind(reused)
         return reused
+
+    async def _recall(self, ids: Sequence[int], reused: int) -> int:
+        """Restore a kept opening of ``ids`` if it is longer than the ``reused`` tokens; the tokens now in the cache."""
+        if not self._openings or not (length := await self._openings.recall(ids[:-1], reused)):
+            return reused
+        self._cached = list(ids[:length])
+        return length
+
+    async def keep_opening(self, prompt: str, other: str) -> None:
+        """Keep the KV cache of what ``prompt`` and ``other`` begin with alike, if the session's KV cache begins so too.
+
+        Between answers only; during one it does nothing.
+        """
+        if not self._openings or self._busy:
+            return
+        ids = self._tokenizer.encode(prompt)
+        opening = ids[: _alike(ids, self._tokenizer.encode(other))]
+        if _alike(self.cached, opening) == len(opening):
+            await self._openings.keep(opening)
 
     def _rewind(self, length: int) -> None:
         if self._session.length != length:
@@ -235,6 +254,12 @@ class Generator:
         """Whether to stop. The event loop gets a turn first, or a step that computes in this thread would starve it."""
         await asyncio.sleep(0)
         return self._stop
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens the two have in common from the start."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _progress(done: int, total: int, seconds: float) -> Prefill:

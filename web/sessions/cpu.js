@@ -2,6 +2,7 @@
 // in WebAssembly, one call per step, over the same weight shards that ONNX Runtime Web reads.
 
 import { Fault, asFault } from "../fault.js";
+import { copyIn, copyOut } from "./cpu-kv.js";
 import { LAYOUT, MOST_PAGES, install, layOut } from "./cpu-link.js";
 import { load } from "./cpu-load.js";
 import { readPlan } from "./cpu-plan.js";
@@ -111,6 +112,7 @@ class CpuSession {
     this.chunk = Math.min(map.chunk, this.context);
     this.length = 0;
     this.runtime = words;
+    this.kernels = `cpu-${LAYOUT}-${map.relaxed ? "relaxed" : "plain"}`; // Snapshots of others are of no use here.
   }
 
   /**
@@ -161,6 +163,20 @@ class CpuSession {
       throw new Fault("internal", `Cannot rewind ${this.length} tokens to ${length}.`);
     }
     this.length = length;
+  }
+
+  /** The KV cache of the first `length` tokens, as bytes that `restore` takes in any session of the same `kernels`. */
+  snapshot(length) {
+    if (!(length >= 0 && length <= this.length)) throw new Fault("internal", `A snapshot of ${length} tokens.`);
+    return copyOut(this.#plan, this.#map, this.#memory, length);
+  }
+
+  /** Make `bytes`, a snapshot of `length` tokens, the KV cache; false, and it is as before, if they do not fit. */
+  restore(bytes, length) {
+    if (!(length >= 0 && length <= this.context)) return false;
+    if (!copyIn(this.#plan, this.#map, this.#memory, length, bytes)) return false;
+    this.length = length;
+    return true;
   }
 
   close() {

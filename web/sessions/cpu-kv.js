@@ -1,0 +1,46 @@
+// The KV cache of the CPU session as bytes, so that the opening of a conversation outlives a visit. Only whole panels
+// are copied (kernels/attention.h), packed, so that the bytes do not depend on the context the memory was laid out for.
+
+const PANEL = 32; // Positions that lie together, of values; keys lie in panels of 8.
+
+/** [address, bytes] of all that holds the first `length` positions, in a fixed order. */
+function* pieces(plan, map, length) {
+  const positions = Math.ceil(length / PANEL) * PANEL;
+  for (const [index, { kv_heads, head_dim }] of plan.caches.entries()) {
+    const cache = map.caches[index];
+    const blocks = Math.ceil(head_dim / 32);
+    for (let head = 0; head < kv_heads; head += 1) {
+      const first = head * map.context;
+      yield [cache.keys + first * blocks * 32, positions * blocks * 32];
+      yield [cache.keyScale + first * blocks * 4, positions * blocks * 4];
+      yield [cache.valueScale + first * 4, positions * 4];
+      for (let dim = 0; dim < head_dim; dim += 8) {
+        yield [cache.values + first * head_dim + dim * map.context, positions * 8];
+      }
+    }
+  }
+}
+
+/** The first `length` positions of the KV cache in `memory`, as bytes of their own. */
+export function copyOut(plan, map, memory, length) {
+  const all = [...pieces(plan, map, length)];
+  const copy = new Uint8Array(all.reduce((sum, [, bytes]) => sum + bytes, 0));
+  let done = 0;
+  for (const [at, bytes] of all) {
+    copy.set(new Uint8Array(memory.buffer, at, bytes), done);
+    done += bytes;
+  }
+  return copy;
+}
+
+/** Put `copy` (of copyOut, for the same plan and `length`) back; false, and nothing touched, if its size is another. */
+export function copyIn(plan, map, memory, length, copy) {
+  const all = [...pieces(plan, map, length)];
+  if (copy.length !== all.reduce((sum, [, bytes]) => sum + bytes, 0)) return false;
+  let done = 0;
+  for (const [at, bytes] of all) {
+    new Uint8Array(memory.buffer, at, bytes).set(copy.subarray(done, done + bytes));
+    done += bytes;
+  }
+  return true;
+}
