@@ -104,16 +104,26 @@ def test_our_own_kernels_answer_as_native_onnxruntime_does(chromium: Browser, si
     so the question is one whose answer hangs on no near tie.
     """
     wanted = native_answer(real_model.FOLDER, PLAIN_QUESTION)
-    tab = Tab(chromium.new_page(), site)
+    context = chromium.new_context()
+    tab = Tab(context.new_page(), site)
     tab.open("?model=smollm2-135m", settings=GREEDY)
     assert tab.ready().startswith("processor, ")
-    assert tab.ask(PLAIN_QUESTION)["ids"] == wanted
+    first = tab.ask(PLAIN_QUESTION)
+    assert (first["ids"], first["reused"]) == (wanted, 0)
 
     second = tab.ask("And on the moon?")
     assert second["reused"] > len(wanted)
     assert tab.outside == []
     assert tab.errors == []
     tab.page.close()
+
+    later = Tab(context.new_page(), site)
+    later.open("?model=smollm2-135m", settings=GREEDY)
+    again = later.ask(PLAIN_QUESTION)
+    assert again["ids"] == wanted
+    assert again["reused"] >= 20  # The template's own system prompt was kept by the first visit.
+    assert later.errors == []
+    context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

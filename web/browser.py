@@ -79,6 +79,29 @@ class BrowserSession:
         self._session.close()
 
 
+class BrowserOpenings:
+    """``OpeningStore`` over openings.js."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all that is kept."""
+        return [str(name) for name in self._store.names]
+
+    async def save(self, name: str, length: int) -> None:
+        """Keep the first ``length`` tokens of the KV cache; where there is no room, the next visit reads them again."""
+        try:
+            await self._store.save(name, length)
+        except JsException as error:
+            js.console.warn(f"An opening was not kept: {error.message}")
+
+    async def restore(self, name: str, length: int) -> bool:
+        """Make what ``name`` holds the KV cache; see ``handbill.openings.OpeningStore``."""
+        return bool(await self._store.restore(name, length))
+
+
 async def faults(work: Awaitable[Any]) -> Any:
     """The result of a JS promise; a JS ``Fault`` (fault.js) becomes a SessionError of the same kind."""
     try:

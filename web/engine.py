@@ -5,6 +5,7 @@ of ARCHITECTURE.md's table in JSON.
 """
 
 import asyncio
+import hashlib
 import json
 import platform
 import sys
@@ -82,10 +83,11 @@ class Engine:
             self.post("fault", fault=getattr(error, "kind", "internal"), detail=str(error) or type(error).__name__)
 
     async def _load(self, slug: str, runtime: str) -> None:
-        from browser import BrowserSession, BrowserTokenizer, faults, sha256
+        from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults, sha256
         from handbill.chat import Prompter
         from handbill.generate import Generator
         from handbill.manifest import Manifest
+        from handbill.openings import Openings
 
         response = await pyfetch(f"{host.BASE.href}models/{slug}/manifest.json")
         text = await response.string()
@@ -95,10 +97,13 @@ class Engine:
         files = await faults(host.openFiles(text, where, create_proxy(self._channel.postMessage), create_proxy(sha256)))
         opened = self._progress("open")
         tokenizer = BrowserTokenizer(await faults(host.openTokenizer(await files.read(manifest.tokenizer))))
-        session = BrowserSession(await faults(host.openSession(text, self._site, files, runtime, opened)))
+        opened_session = await faults(host.openSession(text, self._site, files, runtime, opened))
+        session = BrowserSession(opened_session)
+        store = await host.openOpenings(opened_session, hashlib.sha256(text.encode()).hexdigest()[:32])
+        openings = Openings(BrowserOpenings(store)) if store else None
         self._manifest = manifest
         self._prompter = prompter
-        self._generator = Generator(session, tokenizer, manifest.eos_ids, time.perf_counter)
+        self._generator = Generator(session, tokenizer, manifest.eos_ids, time.perf_counter, openings=openings)
         self.post(
             "ready",
             slug=manifest.slug,
@@ -117,6 +122,10 @@ class Engine:
         prompt = self._prompter.prompt(messages)
         async for event in self._generator.answer(prompt, Settings.from_message(settings, self._manifest.generation)):
             self.post(event.kind, **asdict(event))
+        # What every conversation under this system prompt begins with: all that does not depend on the question.
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
+        await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:

@@ -3,6 +3,7 @@
 
 import { Meter, download, folderName, needed, sha256 } from "./download.js";
 import { Fault, asFault } from "./fault.js";
+import { openOpenings as openings } from "./openings.js";
 import { choose } from "./sessions/choose.js";
 
 export const BASE = new URL("./", import.meta.url);
@@ -120,4 +121,9 @@ export async function openSession(manifestText, siteText, files, forced, report)
     }
   }
   throw failure;
+}
+
+/** What was kept of this model's openings (openings.js), or null where nothing can be. `model`: the manifest's hash. */
+export function openOpenings(session, model) {
+  return openings(session, model, BASE);
 }

@@ -8,6 +8,7 @@
 
 import { Meter, download, fetchJson, folderName, needed, sha256 } from "./download.js";
 import { asFault } from "./fault.js";
+import { FOLDER as OPENINGS } from "./openings.js";
 
 const BASE = new URL("./", import.meta.url);
 const channel = new BroadcastChannel(self.name);
@@ -86,7 +87,7 @@ async function tidy(directory, site) {
   if (manifests.includes(null)) return;
   const named = new Set(manifests.flatMap((manifest) => needed(manifest).map((entry) => entry.sha256)));
   for await (const name of directory.keys()) {
-    if (!named.has(name.replace(/\.part$/, ""))) await directory.removeEntry(name).catch(() => {});
+    if (name !== OPENINGS && !named.has(name.replace(/\.part$/, ""))) await directory.removeEntry(name).catch(() => {});
   }
 }
 
