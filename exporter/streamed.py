@@ -166,12 +166,10 @@ def _slices(model: Any, hidden: Tensor, vocabulary: int) -> Iterator[Tensor]:
 def _measure(slices: Iterator[Tensor], ids: Sequence[int], positions: int) -> Streamed:
     surprises, reference, start = np.zeros(2), [], 0
     for logits in slices:
-        first, last = logits[0].numpy(), logits[-1].numpy()
-        targets = ids[start + 1 : start + len(first) + 1]
-        surprises[0] += surprise(first, targets)
-        surprises[1] += surprise(last, targets) if len(logits) == 2 else surprises[0]
+        targets = ids[start + 1 : start + logits.shape[1] + 1]
+        surprises += [surprise(stream.numpy(), targets) for stream in (logits[0], logits[-1])]
         if start < positions:
-            reference.append(last[: positions - start].copy())
-        start += len(first)
+            reference.append(logits[-1, : positions - start].numpy().copy())
+        start += logits.shape[1]
     source, quantized = np.exp(surprises / (len(ids) - 1))
     return Streamed(float(source), float(quantized), np.concatenate(reference))
