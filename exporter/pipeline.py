@@ -30,8 +30,8 @@ from exporter.substitute import substitute
 from exporter.weights import Matrix, Weights
 from handbill.manifest import Architecture, File, KVLayout, Licence, Manifest, Quantization, Verification
 
-MARGIN = 300_000_000
-"""Bytes beside the weights, at most: the gate's reference, rotary tables, graphs, tokenizer."""
+MARGIN = 100_000_000
+"""Bytes beside weights and logits, at most: rotary tables, graphs, tokenizer."""
 
 MAX_CONTEXT = 8192
 """Tokens of context that a page offers at most: rotary tables and a KV cache past this outgrow a tab."""
@@ -45,15 +45,23 @@ def build(checkpoint: Checkpoint, folder: Path) -> tuple[Manifest, Path]:
     weights = checkpoint.weights
     model = skeleton(checkpoint.config, weights)
     architecture = _architecture(model)
-    _require_space(folder, matrices(model, weights))
     tokens = verify.tokens(architecture.parameters)
+    _require_space(folder, matrices(model, weights), tokens.text * architecture.vocabulary)
+    if tokens.text < verify.TEXT_TOKENS:
+        print(
+            f"{architecture.parameters / 1e9:.1f} billion parameters: perplexity is measured on {tokens.text} tokens "
+            f"(not {verify.TEXT_TOKENS}), and {tokens.gate} (not {verify.GATE_TOKENS}) go through the gate."
+        )
     ids = checkpoint.tokenizer.encode(verify.TEXT.read_text("utf-8")).ids
     ids = ids[: min(tokens.text, architecture.context)]
     gate_ids = ids[: tokens.gate]
 
     stages = Stages(folder, _key(checkpoint))
     quantized = stages.run("quantized", lambda out: _quantize(model, weights, ids, len(gate_ids), out))
-    converted = stages.run("converted", lambda out: _convert(model, Store(folder / "quantized"), architecture, out))
+    converted = stages.run(
+        "converted",  # a model of its own, which takes the Blocks that it maps along when it goes
+        lambda out: _convert(skeleton(checkpoint.config, weights), Store(folder / "quantized"), architecture, out),
+    )
     whole = folder / "converted"
     kv = KVLayout("float32", architecture.layers, architecture.kv_heads, architecture.head_dim)
     reference = np.load(folder / "quantized" / "reference.npy")
@@ -115,10 +123,11 @@ def _key(checkpoint: Checkpoint) -> Any:
     return [asdict(checkpoint.source), checkpoint.weights.stamp(), checkpoint.config.to_dict(), code, _tools()]
 
 
-def _require_space(folder: Path, found: list[Matrix]) -> None:
-    """Refuse before the work if Blocks and shards do not both fit; what a stopped run left counts as free."""
+def _require_space(folder: Path, found: list[Matrix], logits: int) -> None:
+    """Refuse before the work if Blocks, shards and ``logits`` will not fit; what a stopped run left counts as free."""
     bytes_a_weight = {True: 9 / 8, False: 5 / 8}  # a table in 8 bits, the rest in 4, with scales and zero points
-    needed = 2 * sum(matrix.rows * matrix.columns * bytes_a_weight[matrix.is_table] for matrix in found) + MARGIN
+    needed = 2 * sum(matrix.rows * matrix.columns * bytes_a_weight[matrix.is_table] for matrix in found)
+    needed += 4 * logits + MARGIN
     free = shutil.disk_usage(folder.parent).free + sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if free < needed:
         raise ExportError(
