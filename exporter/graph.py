@@ -11,6 +11,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from exporter.blocks import BLOCK_SIZE
+from exporter.errors import ExportError
+from handbill.manifest import MAX_FILE_BYTES
 
 SHARD_BYTES = 64 << 20
 """A shard is closed when the next tensor would take it past this; a larger tensor has a shard of its own."""
@@ -130,7 +132,8 @@ def refer(model: Any, tensors: dict[str, Any]) -> None:
 def shard(model: Any, tensors: dict[str, Any], folder: Path, report: Callable[[int], None]) -> list[Path]:
     """Move initializers into ``folder``/weights-NN.bin in the order of use, each once; ``tensors`` as for ``refer``.
 
-    Rewrites the references of ``model``; returns the shards. ``report(bytes)`` is called as bytes are written.
+    Rewrites the references of ``model``; returns the shards. ``report(bytes)`` is called as bytes are written. Raises
+    ExportError for a tensor that is larger than a file of a page may be.
     """
     placed: dict[str, tuple[str, int]] = {}
     with _Shards(folder, report) as shards:
@@ -143,6 +146,11 @@ def shard(model: Any, tensors: dict[str, Any], folder: Path, report: Callable[[i
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 del tensor.external_data[:]
             elif size > INLINE_BYTES and tensor.data_type != onnx.TensorProto.INT64:
+                if size > MAX_FILE_BYTES:
+                    raise ExportError(
+                        f"{name} takes {size / 1e9:.2f} GB in one piece, and a file of a page has at most "
+                        f"{MAX_FILE_BYTES / 1e9:.2f} GB; this model is too large for a page."
+                    )
                 if name not in placed:
                     placed[name] = shards.write(tensors[name].numpy().data.cast("B") if external else tensor.raw_data)
                 tensor.ClearField("raw_data")

@@ -8,10 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import tiny_gguf
 from exporter import graph
+from exporter.errors import ExportError
 from exporter.export import export
 
 
@@ -115,3 +117,45 @@ def test_shards_hold_each_byte_once_and_aligned(tmp_path: Path, monkeypatch: pyt
             assert offset % graph.ALIGNMENT == 0 and end <= offset < end + graph.ALIGNMENT
             end = offset + length
         assert (target / name).stat().st_size == end
+
+
+def _stand_ins(count: int) -> onnx.ModelProto:
+    """A traced graph of ``count`` Identity nodes, each over an initializer of eight bytes that stands for another."""
+    nodes = [helper.make_node("Identity", [f"codes.{i}"], [f"y.{i}"]) for i in range(count)]
+    initializers = [numpy_helper.from_array(np.full(8, i, np.uint8), f"codes.{i}") for i in range(count)]
+    return _model(nodes, initializers, [], [_value(f"y.{i}", 1) for i in range(count)])
+
+
+def test_weights_past_two_gigabytes(tmp_path: Path) -> None:
+    """More than a protobuf can hold: the graph stays small, and what it refers to is where it says."""
+    each, count = graph.SHARD_BYTES - 100, 35
+    same = torch.zeros(each, dtype=torch.uint8)
+    same[[0, -1]] = torch.tensor([7, 9], dtype=torch.uint8)
+    model = _stand_ins(count)
+    tensors = {f"codes.{i}": same.view(4, -1) for i in range(count)}
+    graph.refer(model, tensors)
+    assert graph.weight_bytes(model) == count * each > 1 << 31
+    try:
+        shards = graph.shard(model, tensors, tmp_path, lambda _: None)
+        assert len(model.SerializeToString()) < 10_000
+        assert len(shards) == count
+        for tensor in model.graph.initializer:
+            place = graph.where(tensor)
+            assert list(tensor.dims) == [4, each // 4]
+            with (tmp_path / place["location"]).open("rb") as file:
+                file.seek(int(place["offset"]))
+                assert file.read(1) == b"\7"
+                file.seek(int(place["offset"]) + int(place["length"]) - 1)
+                assert file.read() == b"\11"
+    finally:
+        for path in tmp_path.glob("*.bin"):  # pytest would keep them for three runs
+            path.unlink()
+
+
+def test_a_tensor_larger_than_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_FILE_BYTES", 1999)
+    model = _stand_ins(1)
+    tensors = {"codes.0": torch.zeros(2000, dtype=torch.uint8)}
+    graph.refer(model, tensors)
+    with pytest.raises(ExportError, match=r"codes.0 takes 0.00 GB in one piece"):
+        graph.shard(model, tensors, tmp_path, lambda _: None)
