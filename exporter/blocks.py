@@ -140,3 +140,21 @@ def round_to_nearest(weights: Tensor, bits: int) -> Blocks:
         method=f"round to nearest, {bits} bit",
     )
     return replace(result, error=float((result.dequantize() - weights).abs().max()))
+
+
+def round_symmetric(weights: Tensor) -> Blocks:
+    """Quantize float [rows, columns] to 4 bits without zero points, at 4.5 bits a weight, as GGUF's Q4_0 does.
+
+    The largest weight of a block, whatever its sign, becomes code 0, so that all sixteen codes are in reach.
+    """
+    rows, columns = weights.shape
+    blocks = -(-columns // BLOCK_SIZE)
+    weights = weights.detach().float()
+    padded = torch.nn.functional.pad(weights, (0, blocks * BLOCK_SIZE - columns)).view(rows, blocks, BLOCK_SIZE)
+    largest = padded.gather(-1, padded.abs().argmax(-1, keepdim=True))
+    scales = (largest / -8).half()
+    tiny = torch.finfo(torch.float16).smallest_normal
+    scales = torch.where(scales.abs() < tiny, torch.full_like(scales, tiny), scales)
+    codes = (padded / scales.float()).round_().add_(8).clamp_(0, 15).to(torch.uint8)
+    made = Blocks(4, columns, pack_nibbles(codes), scales.squeeze(-1), None, None, "round to nearest, symmetric, 4 bit")
+    return replace(made, error=float((made.dequantize() - weights).abs().max()))

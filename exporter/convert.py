@@ -152,12 +152,13 @@ def convert(substituted: Substituted, kv_heads: int, head_dim: int, folder: Path
 
 @contextlib.contextmanager
 def _stand_ins(model: Any) -> Iterator[dict[str, Tensor]]:
-    """Each uint8 buffer replaced by eight bytes that no other has, as equal initializers become one; put back after."""
+    """Each ``codes`` and ``zeros`` (uint8) replaced by eight bytes that no other has, as equal initializers become one;
+    put back after."""
     left_out: dict[str, Tensor] = {}
     owned: dict[tuple[Any, str], Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):  # traced under the first path or another
         for key, buffer in module.named_buffers(recurse=False):
-            if (module, key) not in owned and buffer.dtype == torch.uint8:
+            if (module, key) not in owned and key in ("codes", "zeros"):
                 owned[module, key] = buffer
                 setattr(module, key, torch.tensor([len(owned)]).view(torch.uint8))
             if (module, key) in owned:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.blocks import pack_nibbles, pack_zeros, round_to_nearest, stack, unpack_nibbles
+from exporter.blocks import pack_nibbles, pack_zeros, round_symmetric, round_to_nearest, stack, unpack_nibbles
 
 
 @given(st.integers(1, 40), st.integers(0, 1 << 30))
@@ -63,3 +63,26 @@ def test_stacking_needs_one_form() -> None:
     joined = stack([four, four])
     assert joined is not None and torch.equal(joined.dequantize(), torch.cat([four.dequantize()] * 2))
     assert stack([four, eight]) is None
+
+
+@given(st.integers(1, 100), st.sampled_from([1e-3, 1.0, 1e3]), st.integers(0, 1 << 30))
+@settings(max_examples=30, deadline=None)
+def test_symmetric_rounding_meets_the_largest_weight(columns: int, spread: float, seed: int) -> None:
+    weights = torch.randn(3, columns, generator=torch.Generator().manual_seed(seed)) * spread
+    blocks = round_symmetric(weights)
+    assert blocks.zeros is None and blocks.minima is None
+    steps = blocks.scales.float().abs().repeat_interleave(32, 1)[:, :columns]
+    found = blocks.dequantize()
+    # Half a step, but at the far end, whose code would be 16: there up to a whole one.
+    assert ((found - weights).abs() <= 1.01 * steps + 1e-6 * spread).all()
+    largest = weights[:, :32].abs().argmax(-1, keepdim=True)
+    torch.testing.assert_close(found.gather(1, largest), weights.gather(1, largest), rtol=2e-3, atol=7e-5)
+    assert blocks.error == pytest.approx(float((found - weights).abs().max()))
+
+
+def test_symmetric_rounding_in_figures() -> None:
+    """Scale -2 / -8 = 0.25 and the largest at code 0, whichever sign it has; zero stays zero."""
+    row = torch.tensor([[-2.0, 1.0, 0.5, 0.3, *[0.0] * 28]])
+    assert unpack_nibbles(round_symmetric(row).codes)[0, 0, :5].tolist() == [0, 12, 10, 9, 8]
+    assert unpack_nibbles(round_symmetric(-row).codes)[0, 0, :5].tolist() == [0, 12, 10, 9, 8]
+    assert not round_symmetric(torch.zeros(2, 64)).dequantize().any()
