@@ -31,6 +31,7 @@ RUNTIMES = {
         "ort/ort-wasm-simd-threaded.wasm",
     ),
     "webgpu": (
+        "sessions/webgpu.js",
         "sessions/ort.js",
         "ort/ort.jspi.min.mjs",
         "ort/ort-wasm-simd-threaded.jspi.mjs",

@@ -93,6 +93,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> tuple[Manifest, Path]:
         tools=_tools(),
         plan=plan,
         top_k=min(TOP_K, architecture.vocabulary),
+        check=verify.device_check(gate_ids, reference),
     ), whole
 
 

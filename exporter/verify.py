@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from exporter.convert import TOP_K
 from exporter.errors import ExportError
 from exporter.native import NativeSession
-from handbill.manifest import KVLayout
+from handbill.manifest import Check, KVLayout
 
 TOLERANCE = 1e-4
 GATE_TOKENS = 256
@@ -31,6 +32,9 @@ MEASURED = 300_000_000_000
 CHUNK = 100
 DECODED = 8
 """One in so many of the gate's tokens is decoded alone, over the KV cache: 32 of 256."""
+
+CHECK_TOKENS = 48
+"""Of the page's own check of a device: past the 32 from which ONNX Runtime's WebGPU attention takes other kernels."""
 
 TEXT = Path(__file__).with_name("text.txt")
 
@@ -115,6 +119,17 @@ def compare(
                 "the graph is wrong for this model, so nothing was written. Please report the model's name."
             )
     return found
+
+
+def device_check(ids: Sequence[int], reference: Floats) -> Check:
+    """What a visitor's graphics chip has to compute, from eager torch's ``reference`` [tokens, vocabulary] for ``ids``.
+
+    A device is dropped for garbage, not for rounding, so four decimals will do.
+    """
+    ids = list(ids[:CHECK_TOKENS])
+    row = reference[len(ids) - 1]
+    likeliest = np.argsort(-row, kind="stable")[:TOP_K]
+    return Check(ids, likeliest.tolist(), [round(float(row[token]), 4) for token in likeliest])
 
 
 def graph_perplexity(graph: Path, kv: KVLayout, ids: Sequence[int], report: Callable[[int], None]) -> float:

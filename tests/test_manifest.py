@@ -237,3 +237,11 @@ def test_the_exports_manifest_is_whole() -> None:
     for entry in manifest.files:
         assert (real_model.FOLDER / entry.name).stat().st_size == entry.bytes
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_check_with_fewer_logits_than_candidates_is_refused() -> None:
+    data = as_data()
+    data["check"] = {"ids": [1, 2], "candidates": [7, 8], "logits": [0.5]}
+    refused(data, "candidates without logits")
+    data["check"]["logits"].append(0.25)
+    assert Manifest.from_json(json.dumps(data)).check.candidates == [7, 8]

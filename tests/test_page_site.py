@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Playwright, Route
@@ -244,42 +243,6 @@ def test_markdown_of_an_answer_can_load_and_open_nothing(chromium: Browser, tiny
         assert tab.page.title() == "Handbill"
         assert tab.outside == []
         tab.page.close()
-
-
-FACTS = {
-    "adapter": "none", "jspi": False, "isolated": True, "cores": 2, "int4": True, "plan": "plan.json",
-    "graphs": {"wasm": "a.onnx", "webgpu": "b.onnx"},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("changes", "forced", "expected"),
-    [
-        ({}, "", [("cpu", "", 2), ("wasm", "wasm", 2)]),
-        ({"isolated": False}, "", [("cpu", "", 1), ("wasm", "wasm", 1)]),
-        ({"adapter": "hardware", "jspi": True}, "", [("webgpu", "jspi", 1), ("cpu", "", 2), ("wasm", "wasm", 2)]),
-        ({"adapter": "hardware"}, "webgpu", [("webgpu", "webgpu", 1)]),
-        ({"adapter": "software"}, "", [("cpu", "", 2), ("wasm", "wasm", 2)]),
-        ({"adapter": "software", "jspi": True}, "webgpu", [("webgpu", "jspi", 1)]),
-        ({"plan": ""}, "", [("wasm", "wasm", 2)]),
-        ({"int4": False}, "cpu", []),
-        ({"cores": 16}, "wasm", [("wasm", "wasm", 8)]),
-        ({}, "webgpu", []),
-    ],
-)
-def test_the_choice_of_runtime(
-    chromium: Browser, tiny_site: Path, changes: dict[str, Any], forced: str, expected: list[tuple[str, str, int]]
-) -> None:
-    with tabs.serving(tiny_site) as address:
-        page = chromium.new_page()
-        page.goto(f"{address}icon.svg")
-        got = page.evaluate(
-            "async ([facts, forced]) => (await import('/sessions/choose.js')).choose(facts, forced)",
-            [FACTS | changes, forced],
-        )
-        page.close()
-    assert [(choice["name"], choice["build"], choice["threads"]) for choice in got] == expected
-    assert all(json.dumps(choice["words"]) for choice in got)
 
 
 def test_a_base_model_goes_on_with_the_text(chromium: Browser, tiny_site: Path) -> None:

@@ -11,6 +11,9 @@ export class Fault extends Error {
   }
 }
 
+/** A device that runs and computes garbage. It is worth remembering: it will do so again. */
+export class WrongOutput extends Fault {}
+
 /** Any thrown value as a Fault: memory that ran out and quota that is used up are told apart by the browsers' names. */
 export function asFault(error) {
   if (error instanceof Fault) return error;

@@ -2,9 +2,11 @@
 // engine.py drives this through PyScript's js_modules; nothing here knows of Python or of the page.
 
 import { Meter, download, folderName, needed, sha256 } from "./download.js";
-import { Fault, asFault } from "./fault.js";
+import { Fault, WrongOutput, asFault } from "./fault.js";
 import { openOpenings as openings } from "./openings.js";
-import { choose } from "./sessions/choose.js";
+import { sessions } from "./sessions/choose.js";
+import { openFirst } from "./sessions/enduring.js";
+import { gather, remember } from "./sessions/facts.js";
 
 export const BASE = new URL("./", import.meta.url);
 
@@ -84,46 +86,33 @@ export async function openTokenizer(bytes) {
   };
 }
 
-/** What this browser and this site offer, for choose(). */
-export async function facts(manifest, site) {
-  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  return {
-    adapter: adapter ? (adapter.info?.isFallbackAdapter ? "software" : "hardware") : "none",
-    jspi: typeof WebAssembly.Suspending === "function",
-    isolated: self.crossOriginIsolated === true,
-    cores: navigator.hardwareConcurrency || 1,
-    int4: "sessions/cpu.js" in site.files,
-    plan: manifest.plan,
-    graphs: manifest.graphs,
-  };
-}
-
 /**
- * The best session that opens; where one fails (a graphics chip with too little memory), the next is tried, and what
- * the last one threw is thrown. `report(done, total)` while files are read. `forced`: see choose.
+ * The best session that opens, as one that outlives its device (enduring.js). `report(done, total)` while files are
+ * read; `moved(why, runtime)` whenever another runtime has taken over. `forced`: see choose.js.
  */
-export async function openSession(manifestText, siteText, files, forced, report) {
+export async function openSession(manifestText, siteText, files, forced, report, moved = () => {}) {
   const manifest = JSON.parse(manifestText);
-  const choices = choose(await facts(manifest, JSON.parse(siteText)), forced);
-  if (!choices.length) {
-    throw new Fault("device", forced ? `"${forced}" was asked for and is not to be had here.` : "No runtime fits.");
-  }
-  let failure;
-  for (const choice of choices) {
+  const { list, refusal, dropped } = sessions(await gather(JSON.parse(siteText)), manifest, forced);
+  if (refusal === "memory") throw new Fault("memory", `${manifest.title} does not fit into this device's memory.`);
+  if (refusal) throw new Fault("device", forced ? `"${forced}" was asked for and is not to be had here.` : "No runtime fits.");
+  if (dropped) moved(dropped, list[0].words);
+  const start = async (choice) => {
+    const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
     try {
-      const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
       return await module.open({
         manifest, read: (name) => files.read(name), base: BASE.href, onProgress: report, choice,
       });
     } catch (error) {
-      console.warn(`The session "${choice.name}" did not open:`, error);
-      failure = asFault(error);
+      if (error instanceof WrongOutput) await remember(graphSha256(manifest, choice)).catch(console.warn);
+      throw error;
     }
-  }
-  throw failure;
+  };
+  return openFirst(list, start, moved);
 }
 
 /** What was kept of this model's openings (openings.js), or null where nothing can be. `model`: the manifest's hash. */
 export function openOpenings(session, model) {
   return openings(session, model, BASE);
 }
+
+const graphSha256 = (manifest, { graph }) => manifest.files.find(({ name }) => name === manifest.graphs[graph]).sha256;

@@ -137,6 +137,16 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Check:
+    """What a device has to compute before it may answer: after the tokens ``ids`` the likeliest next ones are
+    ``candidates`` with ``logits``, largest first, by eager torch with the same weights. Older exports have none."""
+
+    ids: list[int] = field(default_factory=list)
+    candidates: list[int] = field(default_factory=list)
+    logits: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Licence:
     """The model's licence: its SPDX identifier or name, and the file that holds its text ("" if none travels)."""
 
@@ -175,6 +185,7 @@ class Manifest:
     report: str = ""
     format: int = FORMAT
     top_k: int = field(default=64)
+    check: Check = field(default_factory=Check)
 
     def file(self, name: str) -> File:
         """The entry of ``name``. Raises ManifestError if the manifest does not list it."""
@@ -252,6 +263,8 @@ def _check(manifest: Manifest) -> None:
         manifest.file(name)
     if not manifest.graphs or not manifest.weights:
         raise ManifestError("The manifest lists no graph or no weights; export the model again.")
+    if len(manifest.check.candidates) != len(manifest.check.logits):
+        raise ManifestError("The manifest's check has candidates without logits; export the model again.")
     shape = manifest.architecture
     if min(shape.layers, shape.kv_heads, shape.head_dim, shape.vocabulary, shape.context) < 1:
         raise ManifestError("The manifest's architecture has a size below 1; export the model again.")

@@ -1,34 +1,136 @@
-// Which session runs the model here, and in which words the page says so. One pure function and the facts it needs.
+// Which model, on which runtime, with how much context: one pure function from the facts (facts.js) to the choice.
+
+const GIB = 2 ** 30;
+const MEMORY = 4 * GIB; // Assumed where the browser does not say, as Firefox and Safari do not.
+const SHARE = 0.5; // Of the device's memory, for one tab: past that, systems begin to kill tabs.
+const WASM_BYTES = 4 * GIB - 2 ** 28; // 32-bit addresses, less what code and activations take.
+const KV_BYTES = GIB; // Most that a KV cache takes, so that a long context does not starve everything else.
+const LEAST_CONTEXT = 512;
+const UNASKED_BYTES = GIB; // The largest download that begins without having been asked for.
+const CHUNK = { cpu: 128, wasm: 64, webgpu: 256 }; // Tokens of prompt between two looks at Stop: two seconds at worst.
+
+/** Bytes of weights that a runtime reads in an eighth of a second (measured on 2 cores, tests/bench): 8 tokens/s. */
+const SMOOTH = { webgpu: Infinity, cpu: GIB, wasm: GIB / 40 };
 
 /**
- * The sessions to try, best first; each {name, module, build, graph, threads, words}.
+ * The choice for this device: {slug, why, sessions, warning, refusal, offers}.
  *
- * `facts`: adapter (WebGPU's: "none", "software" or "hardware"), jspi (WebAssembly can suspend), isolated (threads are
- * allowed), cores, int4 (the site has our own kernels), plan (manifest.plan), graphs (manifest.graphs). `forced`:
- * "webgpu", "wasm", "cpu", or "" for the best. A software adapter is slower than the processor itself, so it has to be
- * forced.
- * Returns [] if nothing fits.
+ * `facts`: adapter (null, or {kind: "software" or "hardware", largest: bytes of its largest buffer, wrong: sha256 of
+ * graphs that it computed wrongly before}), jspi (WebAssembly can suspend), isolated (threads are allowed), cores,
+ * memory and room (bytes of memory and of free storage, null where unknown), int4 (the site has our own kernels),
+ * frugal (the visitor asked for little traffic). `models`: the site's manifests, in its order. `wish`: {model, runtime},
+ * each "" for the best.
+ *
+ * `why`: "asked", "only", "best" (the largest that runs smoothly here) or "smallest" (none does). `sessions`: what to
+ * try in turn (see `sessions`), none if the model is refused; `refusal` then says why. `warning`: "storage" where the
+ * model will have to be downloaded at each visit, "" otherwise. `offers`: {slug, title, bytes, refusal} of every model.
  */
-export function choose(facts, forced = "") {
+export function choose(facts, models, wish = { model: "", runtime: "" }) {
+  const offers = models.map((manifest) => offer(facts, manifest, wish.runtime));
+  const open = offers.filter(({ refusal }) => !refusal).sort((a, b) => b.bytes - a.bytes);
+  const best = open.find((one) => one.smooth && one.kept && one.bytes <= UNASKED_BYTES && !facts.frugal);
+  const asked = wish.model ? offers.find(({ slug }) => slug === wish.model) : null;
+  const chosen = wish.model ? asked : best ?? open.at(-1) ?? offers[0];
+  if (!chosen) return { slug: wish.model, why: "asked", sessions: [], warning: "", refusal: "absent", offers };
+  const why = asked ? "asked" : models.length === 1 ? "only" : chosen === best ? "best" : "smallest";
+  return {
+    slug: chosen.slug, why, sessions: chosen.sessions, refusal: chosen.refusal,
+    warning: chosen.refusal || chosen.kept ? "" : "storage",
+    offers: offers.map(({ slug, title, bytes, refusal }) => ({ slug, title, bytes, refusal })),
+  };
+}
+
+function offer(facts, manifest, runtime) {
+  const { list, refusal } = sessions(facts, manifest, runtime);
+  const bytes = sum(needed(manifest, list[0]));
+  return {
+    slug: manifest.slug, title: manifest.title, sessions: list, refusal, bytes,
+    kept: facts.room === null || bytes <= facts.room,
+    smooth: list.length > 0 && weightBytes(manifest) <= SMOOTH[list[0].name],
+  };
+}
+
+/**
+ * The sessions to try for one model, best first: {list, refusal, dropped}.
+ *
+ * Each of `list` is {name, module, build, graph, threads, context, chunk, words}; `context` and `chunk` count tokens.
+ * A software adapter is slower than the processor itself, so it has to be forced. `refusal`, where the list is empty:
+ * "runtime" (nothing here runs it) or "memory" (it does not fit). `dropped`: "wrong" where the graphics chip is left
+ * out because it computed this model wrongly before.
+ */
+export function sessions(facts, manifest, forced = "") {
   const threads = facts.isolated ? useful(facts.cores) : 1;
   const many = threads > 1 ? `${threads} threads` : "one thread";
-  const graphics = facts.adapter === "hardware" || (facts.adapter === "software" && forced === "webgpu");
+  const graph = manifest.files.find(({ name }) => name === manifest.graphs.webgpu);
+  const graphics = facts.adapter?.kind === "hardware" || (facts.adapter && forced === "webgpu");
+  const wrong = graphics && graph && forced !== "webgpu" && facts.adapter.wrong.includes(graph.sha256);
   const all = [
-    graphics && facts.graphs.webgpu && {
-      name: "webgpu", module: "ort.js", build: facts.jspi ? "jspi" : "webgpu", graph: "webgpu", threads: 1,
+    graphics && graph && !wrong && {
+      name: "webgpu", module: "webgpu.js", build: facts.jspi ? "jspi" : "webgpu", graph: "webgpu", threads: 1,
       words: "graphics chip (WebGPU)",
     },
-    facts.int4 && facts.plan && {
+    facts.int4 && manifest.plan && {
       name: "cpu", module: "cpu.js", build: "", graph: "", threads, words: `processor, ${many}`,
     },
-    facts.graphs.wasm && {
+    manifest.graphs.wasm && {
       name: "wasm", module: "ort.js", build: "wasm", graph: "wasm", threads, words: `processor (WASM), ${many}`,
     },
-  ];
-  return all.filter((choice) => choice && (!forced || choice.name === forced));
+  ].filter((session) => session && (!forced || session.name === forced));
+  const list = all
+    .map((session) => ({ ...session, context: roomFor(facts, manifest, session.name) }))
+    .filter(({ context }) => context > 0)
+    .map((session) => ({ ...session, chunk: chunkFor(facts, manifest, session) }));
+  const refusal = list.length ? "" : all.length ? "memory" : "runtime";
+  return { list, refusal, dropped: wrong ? "wrong" : "" };
+}
+
+/** The manifest's entries ({name, bytes, sha256}) that `session` reads: its graph or plan, weights and tokenizer. */
+export function needed(manifest, session) {
+  const own = session?.graph ? manifest.graphs[session.graph] : manifest.plan;
+  const names = new Set([own, manifest.tokenizer, ...manifest.weights]);
+  return manifest.files.filter((entry) => names.has(entry.name));
+}
+
+/** Tokens of context for which the model fits: its own context, else a half of it, a quarter …; 0 if none fits. */
+function roomFor(facts, manifest, runtime) {
+  const { kv, architecture } = manifest;
+  const weights = weightBytes(manifest);
+  const share = SHARE * (facts.memory ?? MEMORY);
+  const perToken = 2 * kv.layers * kv.kv_heads * kv.head_dim;
+  const fits = {
+    // Buffers are of one tensor each: a layer's keys, or the largest matrix, which has a shard of its own.
+    webgpu: (context) => {
+      const cache = 4 * perToken * context;
+      const widest = Math.max(largestShard(manifest), cache / (2 * kv.layers));
+      return widest <= facts.adapter.largest && cache <= KV_BYTES && weights + cache <= share;
+    },
+    // Packed weights have float32 scales and offsets where the file has float16; keys and values are int8.
+    cpu: (context) => 1.25 * weights + 1.25 * perToken * context <= Math.min(share, WASM_BYTES),
+    // Weights once as files and once inside; for a moment the KV cache of this step and of the last.
+    wasm: (context) => 2 * weights + 8 * perToken * context <= Math.min(share, WASM_BYTES),
+  }[runtime];
+  for (let context = architecture.context; ; context = Math.floor(context / 2)) {
+    if (fits(context)) return context;
+    if (context / 2 < LEAST_CONTEXT) return 0;
+  }
+}
+
+/** Tokens a step: on a graphics chip, halved until one layer's attention scores and widest activations fit a buffer. */
+function chunkFor(facts, { architecture }, { name, context }) {
+  let chunk = Math.min(CHUNK[name], context);
+  const widest = Math.max(architecture.heads * context, 8 * architecture.hidden);
+  while (name === "webgpu" && chunk > 1 && 4 * chunk * widest > facts.adapter.largest) chunk = Math.floor(chunk / 2);
+  return chunk;
 }
 
 /** Threads worth starting: all of few cores; of many, half, because a browser counts hyper-threads as cores. */
 function useful(cores) {
   return cores <= 4 ? Math.max(1, cores) : Math.min(8, cores >> 1);
 }
+
+const sum = (entries) => entries.reduce((total, { bytes }) => total + bytes, 0);
+const shards = ({ files, weights }) => files.filter(({ name }) => weights.includes(name));
+const weightBytes = (manifest) => sum(shards(manifest));
+
+/** A shard over 64 MiB holds one tensor; smaller ones hold tensors that any device takes. */
+const largestShard = (manifest) => Math.max(...shards(manifest).map(({ bytes }) => bytes));

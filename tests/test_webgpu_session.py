@@ -1,0 +1,156 @@
+"""sessions/webgpu.js on SwiftShader: a static KV cache, few bytes back, right candidates, and a device that errs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Playwright
+
+import gpu_page
+import page_models
+import tabs
+from exporter.native import NativeSession
+from gpu_page import PROMPT, GpuPage
+
+pytestmark = pytest.mark.page
+
+
+@pytest.fixture(scope="module")
+def gpu(playwright: Playwright) -> Iterator[Browser]:
+    launched = tabs.launch(playwright, gpu=True)
+    yield launched
+    launched.close()
+
+
+@pytest.fixture(scope="module")
+def bare(gpu: Browser, dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuPage]:
+    exports = {name: page_models.exported(name) for name in ("tiny", "tiny-gguf")}
+    home = gpu_page.site(tmp_path_factory.mktemp("gpu") / "site", dist, exports)
+    with gpu_page.opened(gpu, home) as page:
+        yield page
+
+
+def native(name: str, steps: list[dict[str, Any]]) -> list[np.ndarray]:
+    """All logits [positions, vocabulary] of ``steps`` by native onnxruntime."""
+    session = NativeSession.open(page_models.exported(name), threads=1, graph="webgpu")
+    rows = []
+    for step in steps:
+        session.rewind(step.get("rewind", session.length))
+        rows.append(session.logits(step["ids"], step.get("positions", 1)))
+    session.close()
+    return rows
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-gguf"])
+def test_candidates_are_those_of_native_onnxruntime(bare: GpuPage, name: str) -> None:
+    """Prefill, a chunk on top, decode, several positions, and a rewind into the middle."""
+    steps: list[dict[str, Any]] = [
+        {"ids": PROMPT, "positions": 3},
+        {"ids": PROMPT[:7]},
+        {"ids": [5]},
+        {"ids": [9, 8], "positions": 2, "rewind": 22},
+        {"ids": [7]},
+    ]
+    got = bare.answers(name, "webgpu", steps)
+    for answer, rows in zip(got, native(name, steps), strict=True):
+        ids = np.array(answer["ids"]).reshape(len(rows), 64)
+        logits = np.array(answer["logits"]).reshape(len(rows), 64)
+        assert ids[:, 0].tolist() == rows.argmax(1).tolist()
+        np.testing.assert_allclose(logits, np.take_along_axis(rows, ids, 1), atol=2e-4)
+        np.testing.assert_allclose(logits, -np.sort(-rows)[:, :64], atol=2e-4)
+
+
+def test_a_step_creates_nothing_and_reads_back_less_than_a_kilobyte(bare: GpuPage) -> None:
+    """At 30 tokens of context and at 400 a decoded token costs the same: no new buffer, no copy of the KV cache."""
+    steps = [{"ids": PROMPT}, *({"greedy": 2} for _ in range(2)), *({"ids": PROMPT} for _ in range(18)), {"greedy": 2}]
+    answers = bare.answers("tiny", "webgpu", steps)
+    early, late = answers[2]["counts"], answers[-1]["counts"]
+    assert early["buffers"] == late["buffers"] == 0
+    assert early["mapped"] == late["mapped"] == early["copied"] == late["copied"] == 64 * (8 + 4)
+    assert early["mappings"] == late["mappings"] == 1
+    assert early["dispatches"] == late["dispatches"] > 0
+
+
+def test_a_context_full_to_the_last_token_is_right_and_one_more_is_refused(bare: GpuPage) -> None:
+    steps = [{"ids": (PROMPT * 2)[:24]} for _ in range(2)] + [{"ids": PROMPT[:15]}, {"ids": [5]}]
+    got = bare.answers("tiny", "webgpu", steps, context=64)
+    assert got[-1]["ids"][0] == int(native("tiny", steps)[-1].argmax())
+    fault = bare.js(
+        """const session = await open("/models/tiny", "webgpu", { context: 64, chunk: 24 });
+        await run(session, steps);
+        const fault = await session.step(Int32Array.of(1)).catch((error) => error.fault);
+        const length = session.length;
+        await session.close();
+        return [fault, length];""",
+        steps=steps,
+    )
+    assert fault == ["too_long", 64]
+
+
+def test_the_cache_has_the_room_it_says_from_the_start(bare: GpuPage) -> None:
+    """One buffer per layer and kind: float32 [1, kv_heads 2, context, head_dim 16] for two layers."""
+    found = bare.js(
+        """const session = await open("/models/tiny", "webgpu", { context: 384, chunk: 24 });
+        const at = [alive(bytes)];
+        await run(session, [{ ids: prompt }, { greedy: 3 }]);
+        at.push(alive(bytes));
+        await session.close();
+        return at;""",
+        bytes=4 * 2 * 384 * 16,
+        prompt=PROMPT,
+    )
+    assert found == [2 * 2, 2 * 2]
+
+
+def test_a_device_that_computes_garbage_is_refused(bare: GpuPage) -> None:
+    """The exporter's figures are made wrong instead of the device, which comes to the same."""
+    tried = bare.js(
+        """const { manifest } = await model("/models/tiny");
+        const { ids, candidates, logits } = manifest.check;
+        const attempt = async (check) => {
+          try {
+            const session = await open("/models/tiny", "webgpu", { chunk: 24 }, { check });
+            await session.close();
+            return "opened";
+          } catch (error) {
+            return `${error.constructor.name} ${error.fault}`;
+          }
+        };
+        return [
+          await attempt(manifest.check),
+          await attempt({ ids, candidates, logits: logits.map((value, i) => value + (i % 2 ? 3 : -3)) }),
+          await attempt({ ids, candidates: candidates.map((id) => (id + 1) % 131), logits }),
+          await attempt({ ids: [], candidates: [], logits: [] }),
+        ];"""
+    )
+    assert tried == ["opened", "WrongOutput device", "WrongOutput device", "opened"]
+
+
+def test_swiftshader_is_kept_to_short_chunks(bare: GpuPage) -> None:
+    """Its prefill of 32 and more tokens is wrong (ORT 1.30); were it right, the chunk would be what was chosen."""
+    chunk = bare.js(
+        """const session = await open("/models/tiny", "webgpu", { chunk: 40 });
+        await session.close();
+        return session.chunk;"""
+    )
+    assert chunk == 24
+
+
+def test_a_lost_device_is_a_device_fault(bare: GpuPage) -> None:
+    faults = bare.js(
+        """const session = await open("/models/tiny", "webgpu", { chunk: 24 });
+        await session.step(Int32Array.of(5, 6));
+        const stepping = session.step(Int32Array.of(7)).catch((error) => [error.fault, error.message]);
+        globalThis.device.destroy();
+        const during = await stepping;
+        const after = await session.step(Int32Array.of(7)).catch((error) => [error.fault, error.message]);
+        await session.close();
+        return [during, after];"""
+    )
+    for fault, sentence in faults:
+        assert fault == "device"
+        assert "lost" in sentence

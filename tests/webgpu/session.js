@@ -1,0 +1,104 @@
+// Drives a session module of web/sessions on a bare page: opens a model, runs steps, counts what the device is asked.
+
+const counts = { dispatches: 0, mapped: 0, mappings: 0, copied: 0, buffers: 0, submits: 0 };
+const living = new Map(); // GPU buffers that were not destroyed, and their sizes.
+
+function wrap(prototype, name, note) {
+  const original = prototype[name];
+  prototype[name] = function (...values) {
+    const result = original.apply(this, values);
+    note(this, values, result);
+    return result;
+  };
+}
+
+if (globalThis.GPUBuffer) {
+  wrap(GPUComputePassEncoder.prototype, "dispatchWorkgroups", () => (counts.dispatches += 1));
+  wrap(GPUComputePassEncoder.prototype, "dispatchWorkgroupsIndirect", () => (counts.dispatches += 1));
+  wrap(GPUQueue.prototype, "submit", () => (counts.submits += 1));
+  wrap(GPUCommandEncoder.prototype, "copyBufferToBuffer", (_, values) => (counts.copied += values[4] ?? values[2] ?? 0));
+  wrap(GPUBuffer.prototype, "mapAsync", (buffer, [mode, , size]) => {
+    if (mode !== GPUMapMode.READ) return;
+    counts.mappings += 1;
+    counts.mapped += size ?? buffer.size;
+  });
+  wrap(GPUDevice.prototype, "createBuffer", (_, [{ size }], buffer) => {
+    counts.buffers += 1;
+    living.set(buffer, size);
+  });
+  wrap(GPUBuffer.prototype, "destroy", (buffer) => living.delete(buffer));
+  const request = GPUAdapter.prototype.requestDevice;
+  GPUAdapter.prototype.requestDevice = async function (...values) {
+    globalThis.device = await request.apply(this, values);
+    return globalThis.device;
+  };
+}
+
+/** The manifest at `folder` (of this page's site) and a `read` for its files. */
+export async function model(folder) {
+  const fetched = async (name) => {
+    const response = await fetch(`${folder}/${name}`);
+    if (!response.ok) throw new Error(`${folder}/${name}: ${response.status}`);
+    return response;
+  };
+  const manifest = await (await fetched("manifest.json")).json();
+  return { manifest, read: async (name) => new Uint8Array(await (await fetched(name)).arrayBuffer()) };
+}
+
+/**
+ * Open `folder` on `runtime` ("webgpu", "wasm"); `changes` to the choice and to the manifest's keys. A session on WebGPU
+ * says on the console where ORT has placed the graph's nodes, unless it is not to be `loud`.
+ */
+export async function open(folder, runtime, changes = {}, manifestChanges = {}, { loud = true } = {}) {
+  const { manifest, read } = await model(folder);
+  const { sessions } = await import(new URL("/sessions/choose.js", location));
+  const facts = {
+    adapter: { kind: "software", largest: 2 ** 30, wrong: [] }, jspi: typeof WebAssembly.Suspending === "function",
+    isolated: false, cores: 1, memory: null, room: null, int4: true, frugal: false,
+  };
+  const whole = { ...manifest, ...manifestChanges };
+  const choice = { ...sessions(facts, whole, runtime).list[0], ...changes };
+  const module = await import(new URL(`/sessions/${choice.module}`, location));
+  if (loud && runtime === "webgpu") await speakUp(choice.build);
+  return module.open({ manifest: whole, read, base: `${location.origin}/`, choice });
+}
+
+/** Let ORT's sessions log everything; where nodes are placed is said nowhere else. */
+async function speakUp(build) {
+  const { InferenceSession } = await import(new URL(`/ort/ort.${build}.min.mjs`, location));
+  if (InferenceSession.quiet) return;
+  InferenceSession.quiet = InferenceSession.create;
+  InferenceSession.create = (model, options) =>
+    InferenceSession.quiet(model, { ...options, logSeverityLevel: 0, logVerbosityLevel: 0 });
+}
+
+/**
+ * Run `steps` ({ids, positions?, rewind?} or {greedy: tokens}) on an opened session: for each {ids, logits, counts},
+ * the candidates of all its positions and what the device was asked meanwhile. A greedy step goes on with the likeliest
+ * token of the step before and gives the tokens chosen, with the counts of its last one.
+ */
+export async function run(session, steps) {
+  const answers = [];
+  let next = 0;
+  for (const step of steps) {
+    if (step.rewind !== undefined) session.rewind(step.rewind);
+    let answer;
+    const chosen = [];
+    const turns = step.greedy ? Array(step.greedy).fill(null) : [step.ids];
+    for (const ids of turns) {
+      if (step.greedy) chosen.push(next);
+      const before = { ...counts };
+      const { ids: found, logits } = await session.step(Int32Array.from(ids ?? [next]), step.positions ?? 1);
+      const asked = Object.fromEntries(Object.entries(counts).map(([name, value]) => [name, value - before[name]]));
+      answer = { ids: Array.from(found), logits: Array.from(logits), counts: asked };
+      next = answer.ids[found.length - found.length / (step.positions ?? 1)];
+    }
+    answers.push(step.greedy ? { ...answer, chosen } : answer);
+  }
+  return answers;
+}
+
+/** How many GPU buffers of `bytes` there are now. */
+export const alive = (bytes) => [...living.values()].filter((size) => size === bytes).length;
+
+export { counts };
