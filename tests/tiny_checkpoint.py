@@ -1,4 +1,4 @@
-"""Tiny random checkpoints with the real structure of each architecture, and a tokenizer trained on our own text."""
+"""Tiny random checkpoints with the real structure of every recipe, and a tokenizer trained on our own text."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from exporter.recipes import RECIPES
 from exporter.verify import TEXT
 
 VOCABULARY = 512
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}<s>assistant: "
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
+_TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+CONTEXT = 512
+WINDOW = 48
+SWITCH = 64
+"""Tokens at which longrope turns to its long table, and the trained length of a llama3 rope."""
+
+_SMALL: dict[str, Any] = _TOKENS | {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
+    "max_position_embeddings": CONTEXT,
     "initializer_range": 0.2,
 }
 
-_LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": True},
-    "llama-untied": {"model_type": "llama", "tie_word_embeddings": False},
-    "llama3-rope": {"model_type": "llama", "rope_theta": 500000.0, "rope_scaling": _LLAMA3_ROPE, "head_dim": 32},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "rope-linear": {"model_type": "llama", "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "rope-dynamic": {"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "rope-yarn": {
+        "model_type": "qwen2",
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+    },
     "gemma": {
         "model_type": "gemma",
         "head_dim": 256,
@@ -50,35 +50,84 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma2": {
         "model_type": "gemma2",
         "head_dim": 32,
-        "sliding_window": 48,
+        "sliding_window": WINDOW,
         "query_pre_attn_scalar": 24,
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 5.0,
     },
-    "gemma3": {
-        "model_type": "gemma3_text",
-        "head_dim": 32,
-        "sliding_window": 48,
-        "sliding_window_pattern": 2,
-        "query_pre_attn_scalar": 24,
-        "rope_local_base_freq": 10000.0,
-        "rope_theta": 1000000.0,
-    },
-    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
-    "mistral": {"model_type": "mistral", "sliding_window": 48},
-    "phi": {"model_type": "phi", "partial_rotary_factor": 0.5, "hidden_size": 128, "num_key_value_heads": 4},
-    "phi3": {"model_type": "phi3", "sliding_window": 48},
-    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0, 1], "use_sliding_window": False},
-    "granite": {
-        "model_type": "granite",
-        "embedding_multiplier": 3.0,
-        "attention_multiplier": 0.2,
-        "residual_multiplier": 0.5,
-        "logits_scaling": 2.0,
-    },
-    "olmo2": {"model_type": "olmo2"},
+    "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
 }
+"""Structures that no recipe has, and three small ones that other tests export."""
+
+
+def _shrunk(published: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's config with its structure kept and its sizes cut down.
+
+    Kept: heads to a KV head (the KV heads cut to two), whether heads fill the hidden size, the rotated share of a head,
+    ties, biases, multipliers, rope type and layer pattern. What has an effect only from some length on (a window, the
+    switch of longrope) or some magnitude on (soft-capping) is cut down with the rest, so that tests reach it.
+    """
+    full = AutoConfig.for_model(**_with_factors(published))
+    kv_heads = min(2, full.num_key_value_heads)
+    heads = kv_heads * full.num_attention_heads // full.num_key_value_heads
+    own_head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
+    rotated = getattr(full, "partial_rotary_factor", 1.0)
+    # ONNX Runtime's and our kernels rotate eight columns at a time.
+    parts = (own_head_dim // cut for cut in (4, 2, 1))
+    head_dim = next(size for size in parts if size % 8 == 0 and int(size * rotated) % 8 == 0)
+    fills = own_head_dim * full.num_attention_heads == full.hidden_size
+    hidden = heads * head_dim if fills else 96
+    # One value a layer of whatever differs between layers: the shortest model that has every kind of layer.
+    kinds = [getattr(full, key) for key in ("layer_types", "no_rope_layers") if getattr(full, key, None)]
+    layers = list(zip(*kinds, strict=True)) if kinds else []
+    sizes = {
+        "num_hidden_layers": max([3, *(layers.index(kind) + 1 for kind in set(layers))]),
+        "hidden_size": hidden,
+        "intermediate_size": 160,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 1.6 * hidden**-0.5,
+    }
+    cut: dict[str, Any] = {
+        "head_dim": head_dim,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 24,
+        "original_max_position_embeddings": SWITCH,
+    }
+    if published.get("sliding_window"):
+        reached = published["sliding_window"] < published["max_position_embeddings"]
+        cut["sliding_window"] = WINDOW if reached else 2 * CONTEXT
+    config = published | _TOKENS | sizes | {key: value for key, value in cut.items() if key in published}
+    if "original_max_position_embeddings" in config.get("rope_scaling", {}):
+        config["rope_scaling"] = config["rope_scaling"] | {"original_max_position_embeddings": SWITCH}
+    return _with_factors(config)
+
+
+def _with_factors(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with factors for longrope, a list of numbers per model that a recipe leaves out."""
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("type") != "longrope":
+        return config
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    frequencies = int(head_dim * config.get("partial_rotary_factor", 1.0)) // 2
+    factors = {
+        "short_factor": [1.0 + 0.02 * i for i in range(frequencies)],
+        "long_factor": [1.0 + 0.5 * i for i in range(frequencies)],
+    }
+    return config | {"rope_scaling": scaling | factors}
+
+
+@cache
+def configs() -> dict[str, dict[str, Any]]:
+    """Every structure there is by name: VARIANTS, and the recipes whose shrunk config no earlier recipe has."""
+    found: dict[str, dict[str, Any]] = {}
+    for recipe in RECIPES:
+        shrunk = _shrunk(recipe.config)
+        if shrunk not in found.values():
+            found[recipe.name] = shrunk
+    return found | {name: _SMALL | variant for name, variant in VARIANTS.items()}
 
 
 @cache
@@ -98,8 +147,8 @@ def tokenizer() -> Tokenizer:
 
 
 def config(name: str) -> Any:
-    """The transformers config of an architecture in ARCHITECTURES."""
-    return AutoConfig.for_model(**(_COMMON | ARCHITECTURES[name]))
+    """The transformers config of a structure in configs()."""
+    return AutoConfig.for_model(**configs()[name])
 
 
 def model(name: str) -> Any:
