@@ -54,6 +54,37 @@ def _attention(
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
 
 
+class PlainAttention(nn.Module):
+    """Stands in for an attention that its model writes out in torch instead of calling AttentionInterface (StableLM).
+
+    That is: q, k and v are projections of the input and nothing else, rotated over their first columns by the layer's
+    tables, scaled by 1/√head_dim, causal, and the result goes through o_proj. Whether the model's own attention did
+    that is not read from its code: verify compares the two.
+    """
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether ``module`` is made of the four projections, with nothing besides but dropout and rotary tables."""
+        children = {name: child for name, child in module.named_children() if not isinstance(child, nn.Dropout)}
+        children.pop("rotary_emb", None)
+        return set(children) == {"q_proj", "k_proj", "v_proj", "o_proj"} and hasattr(module, "layer_idx")
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.layer_idx = int(module.layer_idx)
+        self.head_dim = int(module.head_dim)
+        self.q_proj, self.k_proj, self.v_proj = module.q_proj, module.k_proj, module.v_proj
+        self.o_proj = module.o_proj
+
+    def forward(
+        self, hidden_states: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any
+    ) -> tuple[Tensor, None]:
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        q, k, v = (part(hidden_states).view(shape).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
+        Current.step.rotary = position_embeddings
+        return self.o_proj(_attention(self, q, k, v, None)[0]), None
+
+
 def _hand_over_tables(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     """Stands in for apply_rotary_pos_emb: the operator rotates, so only remember by which tables."""
     Current.step.rotary = (cos, sin)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
@@ -21,6 +18,7 @@ from exporter import fetch, recipes
 from exporter.errors import ExportError
 from exporter.gguf_file import GGUFFile, GGUFWeights
 from exporter.gguf_tokenizer import build_tokenizer
+from exporter.support import read_config, refuse_unsupported
 from exporter.weights import Safetensors, Weights
 from handbill.manifest import Generation, Source
 
@@ -64,7 +62,7 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
         return _from_gguf(gguf_path, Source("package", package.requirement, package.sha256), recipe, licence_text)
     if recipe or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/"))):
         hub = recipe.hub if recipe else name
-        folder, revision = fetch.from_hub(hub, check=lambda early: refuse_unsupported(_read_config(early)))
+        folder, revision = fetch.from_hub(hub, check=lambda early: refuse_unsupported(read_config(early)))
         return _from_folder(folder, Source("hub", hub, revision), recipe)
     if "/" in name or name.endswith(".gguf"):
         raise ExportError(f"{name} does not exist; give the path of a checkpoint folder or of a .gguf file.")
@@ -76,56 +74,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", Path(name).name.removesuffix(".gguf").lower()).strip("-.") or "model"
 
 
-def refuse_unsupported(config: PretrainedConfig) -> None:
-    """Raise ExportError, naming what it is, for an architecture that the exporter would get wrong."""
-    kind = config.model_type
-
-    def refuse(what: str) -> ExportError:
-        return ExportError(f"{kind}: {what} is not supported; `--list` shows models that are.")
-
-    if getattr(config, "is_encoder_decoder", False):
-        raise refuse("an encoder-decoder model")
-    if hasattr(config, "vision_config") or hasattr(config, "audio_config"):
-        raise refuse("a model with a vision or audio tower")
-    if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise refuse("a mixture of experts")
-    if not hasattr(config, "rope_theta"):
-        raise refuse("a model without rotary position embeddings")
-    scaling = getattr(config, "rope_scaling", None) or {}
-    rope = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope not in ("default", "linear", "llama3"):
-        raise refuse(f"rope scaling of type {rope!r}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise refuse("a model that is not a causal language model")
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not getattr(model_class, "_supports_attention_backend", False):
-        raise refuse("an attention that does not go through AttentionInterface")
-    import optimum.exporters.onnx.model_configs  # noqa: F401 (fills the table of architectures)
-    from optimum.exporters.tasks import TasksManager
-
-    if "onnx" not in TasksManager._SUPPORTED_MODEL_TYPE.get(kind, {}):
-        raise refuse("an architecture that Optimum does not know")
-
-
-def _read_config(folder: Path) -> PretrainedConfig:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ExportError(f"{folder.name} has no config.json; it is not a checkpoint folder.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{path.name} in {folder.name} is not JSON ({error}); download it again.") from error
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError) as error:
-        kind = settings.get("model_type", "without a model_type")
-        if "auto_map" in settings:
-            raise ExportError(f"{kind}: a model that needs its own remote code is not supported.") from error
-        raise ExportError(f"{kind}: this architecture is not known to transformers; it is not supported.") from error
-
-
 def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) -> Checkpoint:
-    config = _read_config(folder)
+    config = read_config(folder)
     refuse_unsupported(config)
     if not list(folder.glob("*.safetensors")):
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]

@@ -46,6 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="PATH[=WEIGHT]",
         help="merge a PEFT LoRA adapter (its folder) before quantization; may be given several times",
     )
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="tokens of context to export for (default: what the memory of a page holds)",
+    )
     parser.add_argument("--list", action="store_true", help="show the models that have a name, and exit")
     options = parser.parse_args(arguments)
     if options.list:
@@ -56,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.model is None:
         parser.error("name a model, or use --list")
     try:
-        export(options.model, options.output, options.cache, options.adapter)
+        export(options.model, options.output, options.cache, options.adapter, context=options.context)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -75,22 +82,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def export(name: str, output: Path, cache: Path, adapters: Sequence[str] = ()) -> Path:
+def export(name: str, output: Path, cache: Path, adapters: Sequence[str] = (), *, context: int = 0) -> Path:
     """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole.
+
+    ``context`` counts tokens; 0 takes what a page can hold.
 
     A run that was stopped leaves ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
     """
     # Not at the top: torch and transformers take seconds to import, and --help and --list need neither.
     from exporter.adapter import adapt, parse
     from exporter.checkpoint import open_checkpoint
+    from exporter.context import context_of
     from exporter.pipeline import build
 
     started = time.monotonic()
     checkpoint = adapt(open_checkpoint(name, cache), [parse(argument) for argument in adapters])
+    tokens = context_of(checkpoint.config, context)
     print(f"{checkpoint.title}: {checkpoint.source.kind} {checkpoint.source.name}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     target, partial = output / checkpoint.slug, output / f".{checkpoint.slug}.partial"
-    manifest, whole = build(checkpoint, partial)
+    manifest, whole = build(checkpoint, partial, tokens)
     (whole / NAME).write_text(manifest.to_json(), encoding="utf-8")
     _put_in_place(whole, target)
     shutil.rmtree(partial, ignore_errors=True)

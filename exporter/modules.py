@@ -161,30 +161,76 @@ class Norm(nn.Module):
 
 
 class RotaryTable(nn.Module):
-    """Whole cos and sin tables [context, rotary_dim / 2], computed in float64 and checked against the model's own."""
+    """Whole cos and sin tables [context, rotary_dim / 2], computed in float64 and checked against the model's own.
+
+    Longrope (Phi-3.5; LongRoPE, arXiv:2402.13753) has a second pair of tables, for every step whose total length is
+    past the one that the model was first trained for. Both are then stored as [2, context, rotary_dim / 2] and each
+    step gathers one by its total, as eager torch chooses it: keys already in the KV cache keep the rotation that they
+    were stored with.
+    """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(self, rotary: Any, context: int) -> None:
         super().__init__()
-        # NumPy, because torch.cos was seen to differ in the last bit between processes.
-        angles = (torch.arange(context).float()[:, None] * rotary.inv_freq.float()[None]).numpy().astype(np.float64)
+        self.switch = longrope_switch(rotary.config)
+        # Not inv_freq: a step past the switch leaves the long one there.
+        frequencies = [getattr(rotary, "original_inv_freq", rotary.inv_freq)]
+        if self.switch and context > self.switch:
+            frequencies.append(rotary.rope_init_fn(rotary.config, "cpu", seq_len=self.switch + 1)[0])
         factor = float(getattr(rotary, "attention_scaling", 1.0))
-        cos = torch.from_numpy((np.cos(angles) * factor).astype(np.float32))
-        sin = torch.from_numpy((np.sin(angles) * factor).astype(np.float32))
-        own_cos, own_sin = rotary(torch.zeros(1, 1, 1), torch.arange(context)[None])
-        half = cos.shape[-1]
-        if (
-            own_cos.shape[-1] != 2 * half
-            or max(float((own_cos[0, :, :half] - cos).abs().max()), float((own_sin[0, :, half:] - sin).abs().max()))
-            > 2e-3
-        ):
+        pairs = [_rotation(each, factor, context) for each in frequencies]
+        # The model's own module says what it does up to the switch and after it.
+        for pair, rows in zip(pairs, (min(context, self.switch or context), context), strict=False):
+            if not _rotates(rotary, pair, rows):
+                raise ExportError(
+                    f"{type(rotary).__name__} does not rotate halves by cos and sin tables; it is not supported."
+                )
+        columns = 2 * pairs[0][0].shape[-1]
+        if columns % 16:
             raise ExportError(
-                f"{type(rotary).__name__} does not rotate halves by cos and sin tables; it is not supported."
+                f"{type(rotary).__name__} rotates {columns} columns of a head; ONNX Runtime's GroupQueryAttention can "
+                "only rotate a multiple of 16."
             )
-        self.register_buffer("cos", cos)
-        self.register_buffer("sin", sin)
+        whole = [torch.stack(tables) if len(tables) > 1 else tables[0] for tables in zip(*pairs, strict=True)]
+        self.register_buffer("cos", whole[0])
+        self.register_buffer("sin", whole[1])
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return self.cos, self.sin
+        if self.cos.dim() == 2:
+            return self.cos, self.sin
+        total = Current.step.total
+        assert total is not None
+        table = (total > self.switch).long()
+        return self.cos[table], self.sin[table]
+
+
+def longrope_switch(config: Any) -> int:
+    """Tokens up to which a longrope model rotates by its short table; 0 for a model with one table.
+
+    As transformers' dynamic_rope_update decides it.
+    """
+    scaling = getattr(config, "rope_scaling", None) or {}
+    if scaling.get("rope_type", scaling.get("type")) != "longrope":
+        return 0
+    return int(getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings)
+
+
+def _rotation(frequencies: Tensor, factor: float, context: int) -> tuple[Tensor, Tensor]:
+    """cos and sin float32 [context, rotary_dim / 2] of inverse frequencies float32 [rotary_dim / 2]."""
+    # NumPy, because torch.cos was seen to differ in the last bit between processes.
+    angles = (torch.arange(context).float()[:, None] * frequencies.float()[None]).numpy().astype(np.float64)
+    cos, sin = ((function(angles) * factor).astype(np.float32) for function in (np.cos, np.sin))
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
+def _rotates(rotary: Any, pair: tuple[Tensor, Tensor], rows: int) -> bool:
+    """Whether ``rotary`` gives the first ``rows`` of ``pair``, once for each half, for a step of that length."""
+    cos, sin = (table[:rows] for table in pair)
+    half = cos.shape[-1]
+    own_cos, own_sin = (own[0] for own in rotary(torch.zeros(1, 1, 1), torch.arange(rows)[None]))
+    if own_cos.shape[-1] != 2 * half:
+        return False
+    worst = max(float((own_cos[:, :half] - cos).abs().max()), float((own_sin[:, half:] - sin).abs().max()))
+    return worst <= 2e-3

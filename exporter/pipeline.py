@@ -15,6 +15,7 @@ import torch
 from exporter import graph, verify
 from exporter.blocks import BLOCK_SIZE, Blocks
 from exporter.checkpoint import Checkpoint
+from exporter.context import head_dim, kv_heads
 from exporter.convert import TOP_K, convert
 from exporter.errors import ExportError
 from exporter.fetch import sha256
@@ -33,18 +34,17 @@ from handbill.manifest import Architecture, File, KVLayout, Licence, Manifest, Q
 MARGIN = 100_000_000
 """Bytes beside weights and logits, at most: rotary tables, graphs, tokenizer."""
 
-MAX_CONTEXT = 8192
-"""Tokens of context that a page offers at most: rotary tables and a KV cache past this outgrow a tab."""
 
-
-def build(checkpoint: Checkpoint, folder: Path) -> tuple[Manifest, Path]:
+def build(checkpoint: Checkpoint, folder: Path, context: int) -> tuple[Manifest, Path]:
     """Run every stage that has not been run in ``folder``; the manifest, not yet written, and the folder it describes.
+
+    The page will offer ``context`` tokens.
 
     Raises ExportError where the disk has no room, the model cannot be expressed or the gate fails.
     """
     weights = checkpoint.weights
     model = skeleton(checkpoint.config, weights)
-    architecture = _architecture(model)
+    architecture = _architecture(model, context)
     tokens = verify.tokens(architecture.parameters)
     _require_space(folder, matrices(model, weights), tokens.text * architecture.vocabulary)
     if tokens.text < verify.TEXT_TOKENS:
@@ -56,7 +56,7 @@ def build(checkpoint: Checkpoint, folder: Path) -> tuple[Manifest, Path]:
     ids = ids[: min(tokens.text, architecture.context)]
     gate_ids = ids[: tokens.gate]
 
-    stages = Stages(folder, _key(checkpoint))
+    stages = Stages(folder, _key(checkpoint, context))
     quantized = stages.run("quantized", lambda out: _quantize(model, weights, ids, len(gate_ids), out))
     converted = stages.run(
         "converted",  # a model of its own, which takes the Blocks that it maps along when it goes
@@ -97,17 +97,17 @@ def build(checkpoint: Checkpoint, folder: Path) -> tuple[Manifest, Path]:
     ), whole
 
 
-def _architecture(model: Any) -> Architecture:
+def _architecture(model: Any, context: int) -> Architecture:
     config = model.config.get_text_config()
     return Architecture(
         model_type=config.model_type,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+        kv_heads=kv_heads(config),
+        head_dim=head_dim(config),
         vocabulary=config.vocab_size,
-        context=min(config.max_position_embeddings, MAX_CONTEXT),
+        context=context,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 
@@ -117,11 +117,11 @@ def _tools() -> dict[str, str]:
     return {tool: importlib.metadata.version(tool) for tool in tools}
 
 
-def _key(checkpoint: Checkpoint) -> Any:
-    """What makes the stages of two runs the same: the weights, the exporter's own code, and its tools."""
+def _key(checkpoint: Checkpoint, context: int) -> Any:
+    """What makes the stages of two runs the same: the weights, the context, the exporter's own code, and its tools."""
     sources = sorted(Path(__file__).parent.glob("*"))
     code = [[path.name, sha256(path)] for path in sources if path.is_file()]
-    return [asdict(checkpoint.source), checkpoint.weights.stamp(), checkpoint.config.to_dict(), code, _tools()]
+    return [asdict(checkpoint.source), checkpoint.weights.stamp(), checkpoint.config.to_dict(), context, code, _tools()]
 
 
 def _require_space(folder: Path, found: list[Matrix], logits: int) -> None:

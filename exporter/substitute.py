@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from exporter.attention import ATTENTION
+from exporter.attention import ATTENTION, PlainAttention
 from exporter.blocks import Blocks, stack
 from exporter.errors import ExportError
 from exporter.modules import (
@@ -84,6 +84,7 @@ def substitute(model: PreTrainedModel, blocks: dict[str, Blocks], context: int) 
         _put(model, names[head], linears[-1])
 
     rotary_modules = set()
+    plain = plain_attentions(model)
     for name, module in list(model.named_modules()):
         if hasattr(module, "layer_idx") and hasattr(module, "scaling"):
             rotary_modules.add(type(module).__module__)
@@ -98,12 +99,26 @@ def substitute(model: PreTrainedModel, blocks: dict[str, Blocks], context: int) 
         if isinstance(module, nn.Linear):
             linears.append(QuantizedLinear(blocks.pop(f"{name}.weight"), module.bias))
             _put(model, name, linears[-1])
-    if not rotary_modules:
+    if not rotary_modules and not plain:
         raise ExportError(f"{model.config.model_type}: its attention does not go through AttentionInterface.")
+    for name, module in plain.items():
+        _put(model, name, PlainAttention(module))
     model.config._attn_implementation = ATTENTION
     # As submodules, or tracing takes their results for constants and writes the float32 form into the graph.
     model.scale_banks = nn.ModuleList(_banks(linears))
     return Substituted(model, int(model.config.num_hidden_layers), [*model.scale_banks, table], rotary_modules)
+
+
+def uses_attention_interface(model_class: type) -> bool:
+    """Whether the architecture calls transformers' AttentionInterface, by which our attention is registered."""
+    return bool(getattr(model_class, "_supports_attention_backend", False))
+
+
+def plain_attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """The attentions by name of a model that does not call AttentionInterface, where PlainAttention can be put."""
+    if uses_attention_interface(type(model)):
+        return {}
+    return {name: module for name, module in model.named_modules() if PlainAttention.fits(module)}
 
 
 def _stack_qkv(module: Any, name: str, blocks: dict[str, Blocks]) -> list[QuantizedLinear]:

@@ -30,8 +30,8 @@ MEASURED = 300_000_000_000
 """Products of a parameter with a token that one run over the text may take, about: 1,024 tokens of 300 M parameters."""
 
 CHUNK = 100
-DECODED = 8
-"""One in so many of the gate's tokens is decoded alone, over the KV cache: 32 of 256."""
+DECODED = 4
+"""One in so many of the gate's tokens is decoded alone, over the KV cache: 64 of 256."""
 
 CHECK_TOKENS = 48
 """Of the page's own check of a device: past the 32 from which ONNX Runtime's WebGPU attention takes other kernels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -12,10 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny_gguf
-from exporter import graph
 from exporter.export import export
-from exporter.fetch import sha256
-from handbill.manifest import NAME, File, Manifest
+from tiny_exports import compute_exactly
 
 SPECIAL = ("<end>", "<user>", "<assistant>")
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
@@ -35,22 +32,8 @@ def exported(name: str) -> Path:
     else:
         _checkpoint(source, chat=name == "tiny")
     folder = export(str(source), home / "models", home / "cache")
-    _compute_exactly(folder)
+    compute_exactly(folder)
     return folder
-
-
-def _compute_exactly(folder: Path) -> None:
-    """accuracy_level 0: with int8 activations, which each runtime rounds in its own way, a random model's near ties
-    fall differently, and tokens could not be compared."""
-    manifest = Manifest.from_json((folder / NAME).read_text(encoding="utf-8"))
-    for name in set(manifest.graphs.values()):
-        model = graph.load(folder / name)
-        graph.set_accuracy_level(model, 0)
-        (folder / name).write_bytes(model.SerializeToString())
-    files = [
-        File(entry.name, (folder / entry.name).stat().st_size, sha256(folder / entry.name)) for entry in manifest.files
-    ]
-    (folder / NAME).write_text(dataclasses.replace(manifest, files=files).to_json(), encoding="utf-8")
 
 
 def _checkpoint(folder: Path, *, chat: bool) -> Path:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from exporter.blocks import BLOCK_SIZE
 from exporter.recipes import RECIPES
 from exporter.verify import TEXT
 
@@ -55,7 +56,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 2.0,
         "final_logit_softcapping": 5.0,
     },
-    "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "max_window_layers": 1,
+    },
+    "nemotron": {"model_type": "nemotron", "partial_rotary_factor": 1.0},
 }
 """Structures that no recipe has, and three small ones that other tests export."""
 
@@ -63,18 +70,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def _shrunk(published: dict[str, Any]) -> dict[str, Any]:
     """A recipe's config with its structure kept and its sizes cut down.
 
-    Kept: heads to a KV head (the KV heads cut to two), whether heads fill the hidden size, the rotated share of a head,
-    ties, biases, multipliers, rope type and layer pattern. What has an effect only from some length on (a window, the
-    switch of longrope) or some magnitude on (soft-capping) is cut down with the rest, so that tests reach it.
+    Kept: heads to a KV head (the KV heads cut to two or four), whether heads fill the hidden size, the rotated share
+    of a head, ties, biases, multipliers, rope type and layer pattern. What has an effect only from some length on (a
+    window, the switch of longrope) or some magnitude on (soft-capping) is cut down with the rest, so that tests reach
+    it.
     """
     full = AutoConfig.for_model(**_with_factors(published))
-    kv_heads = min(2, full.num_key_value_heads)
-    heads = kv_heads * full.num_attention_heads // full.num_key_value_heads
     own_head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     rotated = getattr(full, "partial_rotary_factor", 1.0)
-    # ONNX Runtime's and our kernels rotate eight columns at a time.
+    # GroupQueryAttention rotates multiples of 16 columns, our kernels read multiples of 8.
     parts = (own_head_dim // cut for cut in (4, 2, 1))
-    head_dim = next(size for size in parts if size % 8 == 0 and int(size * rotated) % 8 == 0)
+    head_dim = next(size for size in parts if size % 8 == 0 and int(size * rotated) % 16 == 0)
+    group = full.num_attention_heads // full.num_key_value_heads
+    counts = (1,) if full.num_key_value_heads == 1 else (2, 4)
+    kv_heads = next(count for count in counts if count * group * head_dim % BLOCK_SIZE == 0)
+    heads = kv_heads * group
     fills = own_head_dim * full.num_attention_heads == full.hidden_size
     hidden = heads * head_dim if fills else 96
     # One value a layer of whatever differs between layers: the shortest model that has every kind of layer.
@@ -128,6 +138,13 @@ def configs() -> dict[str, dict[str, Any]]:
         if shrunk not in found.values():
             found[recipe.name] = shrunk
     return found | {name: _SMALL | variant for name, variant in VARIANTS.items()}
+
+
+def structure_of(name: str) -> str:
+    """The structure that a recipe's model has: its own name, or that of the first recipe that shares it."""
+    recipe = next(recipe for recipe in RECIPES if recipe.name == name)
+    shrunk = _shrunk(recipe.config)
+    return next(structure for structure, config in configs().items() if config == shrunk)
 
 
 @cache
