@@ -187,12 +187,6 @@ class RotaryTable(nn.Module):
                 raise ExportError(
                     f"{type(rotary).__name__} does not rotate halves by cos and sin tables; it is not supported."
                 )
-        columns = 2 * pairs[0][0].shape[-1]
-        if columns % 16:
-            raise ExportError(
-                f"{type(rotary).__name__} rotates {columns} columns of a head; ONNX Runtime's GroupQueryAttention can "
-                "only rotate a multiple of 16."
-            )
         whole = [torch.stack(tables) if len(tables) > 1 else tables[0] for tables in zip(*pairs, strict=True)]
         self.register_buffer("cos", whole[0])
         self.register_buffer("sin", whole[1])

@@ -10,13 +10,18 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.accelerate import init_empty_weights
+from transformers.modeling_utils import no_init_weights
 
 from exporter.blocks import BLOCK_SIZE
+from exporter.context import head_dim
 from exporter.errors import ExportError
 from exporter.substitute import plain_attentions, uses_attention_interface
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 """Kinds of rotary scaling that come down to cos and sin tables within a model's own context."""
+
+COLUMNS = 16
+"""What heads and their rotated part must be multiples of for onnxruntime's GroupQueryAttention."""
 
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -54,11 +59,15 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     for what, applies in _REFUSALS:
         if applies(config):
             raise ExportError(f"{config.model_type}: {what} is not supported; `--list` shows models that are.")
-    if config.hidden_size % BLOCK_SIZE:
-        raise ExportError(
-            f"{config.model_type}: a hidden size of {config.hidden_size} is not supported; ONNX Runtime reads an "
-            f"embedding in blocks of {BLOCK_SIZE}."
-        )
+    columns = head_dim(config)
+    rotated = int(columns * (getattr(config, "partial_rotary_factor", None) or 1.0))
+    for what, size, unit in (
+        ("a hidden size", config.hidden_size, BLOCK_SIZE),
+        ("a head size", columns, COLUMNS),
+        ("a rotated part of a head", rotated, COLUMNS),
+    ):
+        if size % unit:
+            raise ExportError(f"{config.model_type}: {what} of {size} is not supported, being no multiple of {unit}.")
     rope = rope_type(config)
     if rope not in ROPE_TYPES:
         raise ExportError(f"{config.model_type}: rope scaling of type {rope!r} is not supported.")
@@ -89,7 +98,7 @@ def _has_other_attention(config: Any) -> bool:
         return False
     small = copy.deepcopy(config)
     small.num_hidden_layers = 1
-    with init_empty_weights(include_buffers=True):
+    with init_empty_weights(include_buffers=True), no_init_weights():
         model = AutoModelForCausalLM.from_config(small)
     return not plain_attentions(model) or bool(getattr(config, "alibi", False))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -90,36 +89,6 @@ def test_pickles_only(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     torch.save({}, folder / "pytorch_model.bin")
     assert run(tmp_path, str(folder)) == 1
     assert "only as pickles (pytorch_model.bin)" in said(capsys)
-    assert nothing_written(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"model_type": "mixtral", "num_local_experts": 8}, "mixtral: a mixture of experts"),
-        ({"model_type": "t5"}, "t5: an encoder-decoder model"),
-        ({"model_type": "mamba"}, "mamba: "),
-        ({"model_type": "opt"}, "opt: a model without rotary"),
-        ({"model_type": "bert"}, "bert: "),
-        ({"model_type": "made_up"}, "made_up: this architecture is not known"),
-        (
-            {"model_type": "made_up", "auto_map": {"AutoConfig": "x.Y"}},
-            "made_up: a model that needs its own remote code",
-        ),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "llama: rope scaling of type 'dynamic'"),
-    ],
-)
-def test_an_unsupported_architecture(
-    changes: dict[str, Any], says: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Refused before weights are read: there are none in the folder."""
-    folder = tmp_path / "other"
-    folder.mkdir()
-    own = {} if "model_type" in changes else json.loads((checkpoint / "config.json").read_text("utf-8"))
-    settings = own | changes
-    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    assert run(tmp_path, str(folder)) == 1
-    assert says in said(capsys)
     assert nothing_written(tmp_path)
 
 

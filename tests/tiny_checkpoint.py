@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from exporter.blocks import BLOCK_SIZE
 from exporter.recipes import RECIPES
+from exporter.support import COLUMNS
 from exporter.verify import TEXT
 
 VOCABULARY = 512
@@ -75,12 +76,11 @@ def _shrunk(published: dict[str, Any]) -> dict[str, Any]:
     window, the switch of longrope) or some magnitude on (soft-capping) is cut down with the rest, so that tests reach
     it.
     """
-    full = AutoConfig.for_model(**_with_factors(published))
+    full = AutoConfig.for_model(**with_factors(published))
     own_head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     rotated = getattr(full, "partial_rotary_factor", 1.0)
-    # GroupQueryAttention rotates multiples of 16 columns, our kernels read multiples of 8.
     parts = (own_head_dim // cut for cut in (4, 2, 1))
-    head_dim = next(size for size in parts if size % 8 == 0 and int(size * rotated) % 16 == 0)
+    head_dim = next(size for size in parts if not size % COLUMNS and not int(size * rotated) % COLUMNS)
     group = full.num_attention_heads // full.num_key_value_heads
     counts = (1,) if full.num_key_value_heads == 1 else (2, 4)
     kv_heads = next(count for count in counts if count * group * head_dim % BLOCK_SIZE == 0)
@@ -112,10 +112,10 @@ def _shrunk(published: dict[str, Any]) -> dict[str, Any]:
     config = published | _TOKENS | sizes | {key: value for key, value in cut.items() if key in published}
     if "original_max_position_embeddings" in config.get("rope_scaling", {}):
         config["rope_scaling"] = config["rope_scaling"] | {"original_max_position_embeddings": SWITCH}
-    return _with_factors(config)
+    return with_factors(config)
 
 
-def _with_factors(config: dict[str, Any]) -> dict[str, Any]:
+def with_factors(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` with factors for longrope, a list of numbers per model that a recipe leaves out."""
     scaling = config.get("rope_scaling") or {}
     if scaling.get("type") != "longrope":
