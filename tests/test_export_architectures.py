@@ -62,7 +62,7 @@ def test_agrees_with_eager_torch(name: str) -> None:
     manifest = Manifest.from_json((folder / "manifest.json").read_text("utf-8"))
     measured = manifest.verification
     assert measured.tokens == 256 > max(tiny_checkpoint.WINDOW, tiny_checkpoint.SWITCH)
-    assert DECODED == 64
+    assert measured.tokens // DECODED == 64
     assert max(measured.prefill, measured.chunked, measured.decode) <= TOLERANCE
     assert manifest.architecture.context == tiny_checkpoint.CONTEXT
     assert manifest.chat_template == tiny_checkpoint.TEMPLATE
