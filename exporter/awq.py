@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from exporter.blocks import Blocks
@@ -56,6 +59,32 @@ class Scaled:
 
     def stamp(self) -> object:
         return self.base.stamp()
+
+    def save(self, path: Path) -> None:
+        """Write the scales as safetensors."""
+        parts = {
+            "columns": self.columns,
+            "rows": self.rows,
+            "norms": {n: scales for n, (scales, _) in self.norms.items()},
+        }
+        tensors = {f"{kind}:{name}": part for kind, named in parts.items() for name, part in named.items()}
+        offsets = {name: str(offset) for name, (_, offset) in self.norms.items()}
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, offsets)
+
+    @classmethod
+    def open(cls, base: Weights, path: Path) -> Scaled:
+        """What ``save`` wrote to ``path``, over ``base``."""
+        found = cls(base)
+        with safe_open(path, "pt") as file:
+            offsets = file.metadata() or {}
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                kind, _, name = key.partition(":")
+                tensor = file.get_tensor(key)
+                if kind == "norms":
+                    found.norms[name] = tensor, float(offsets[name])
+                else:
+                    {"columns": found.columns, "rows": found.rows}[kind][name] = tensor
+        return found
 
 
 @torch.no_grad()

@@ -53,6 +53,48 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="TOKENS",
         help="tokens of context to export for (default: what the memory of a page holds)",
     )
+    rounding = parser.add_argument_group(
+        "quantization",
+        "Blocks that a GGUF stores go in exactly as they are, unless one of the first three is given.",
+    )
+    rounding.add_argument(
+        "--quant",
+        choices=("rtn", "hqq", "gptq", "awq"),
+        default="",
+        help="how weights are rounded: to nearest, half-quadratic, GPTQ, AWQ "
+        "(default: gptq up to a billion parameters, else rtn)",
+    )
+    rounding.add_argument(
+        "--bits", type=int, choices=(4, 8), default=0, help="bits of the layers' weights (default: 4)"
+    )
+    rounding.add_argument(
+        "--budget",
+        type=float,
+        default=0.0,
+        metavar="BITS",
+        help="bits a weight over the whole model, such as 4.75: the matrices that matter most get 8 bits, "
+        "all others 4; holds the model in memory",
+    )
+    rounding.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text that gptq, awq and --budget look at, of several thousand tokens (default: one of ours)",
+    )
+    proof = parser.add_argument_group("certificate", "What is measured goes into manifest.json and report.html.")
+    proof.add_argument(
+        "--gate",
+        type=float,
+        default=0.0,
+        metavar="RATIO",
+        help="write nothing if the export is more than so many times as perplexed as the checkpoint, such as 1.05",
+    )
+    proof.add_argument(
+        "--certificate",
+        choices=("quick", "full"),
+        default="quick",
+        help="full also compares greedy answers to 8 prompts; holds the checkpoint in memory (default: quick)",
+    )
     parser.add_argument("--list", action="store_true", help="show the models that have a name, and exit")
     options = parser.parse_args(arguments)
     if options.list:
@@ -62,8 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.model is None:
         parser.error("name a model, or use --list")
+    if options.budget and options.bits:
+        parser.error("--budget chooses the bits of each matrix; leave --bits away")
     try:
-        export(options.model, options.output, options.cache, options.adapter, context=options.context)
+        export(**{name: value for name, value in vars(options).items() if name != "list"})
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -82,26 +126,42 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def export(name: str, output: Path, cache: Path, adapters: Sequence[str] = (), *, context: int = 0) -> Path:
-    """Export ``name`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole.
+def export(
+    model: str,
+    output: Path,
+    cache: Path,
+    *,
+    adapter: Sequence[str] = (),
+    context: int = 0,
+    quant: str = "",
+    bits: int = 0,
+    budget: float = 0.0,
+    calibration: Path | None = None,
+    gate: float = 0.0,
+    certificate: str = "quick",
+) -> Path:
+    """Export ``model`` into ``output``/<slug>/ and return that folder. What stood there stays until it is whole.
 
-    ``context`` counts tokens; 0 takes what a page can hold.
-
-    A run that was stopped leaves ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
+    The parameters are the command's options, 0, "" and None where one was not given. A run that was stopped leaves
+    ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
     """
     # Not at the top: torch and transformers take seconds to import, and --help and --list need neither.
     from exporter.adapter import adapt, parse
+    from exporter.certificate import Demands
     from exporter.checkpoint import open_checkpoint
     from exporter.context import context_of
     from exporter.pipeline import build
+    from exporter.quantize import CALIBRATION, Choice
 
+    choice = Choice(quant, bits, budget, calibration or CALIBRATION)
+    demands = Demands(gate, certificate == "full")
     started = time.monotonic()
-    checkpoint = adapt(open_checkpoint(name, cache), [parse(argument) for argument in adapters])
+    checkpoint = adapt(open_checkpoint(model, cache), [parse(each) for each in adapter])
     tokens = context_of(checkpoint.config, context)
     print(f"{checkpoint.title}: {checkpoint.source.kind} {checkpoint.source.name}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     target, partial = output / checkpoint.slug, output / f".{checkpoint.slug}.partial"
-    manifest, whole = build(checkpoint, partial, tokens)
+    manifest, whole = build(checkpoint, choice, demands, tokens, partial)
     (whole / NAME).write_text(manifest.to_json(), encoding="utf-8")
     _put_in_place(whole, target)
     shutil.rmtree(partial, ignore_errors=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from exporter import graph, verify
+from exporter import graph, report, verify
 from exporter.blocks import BLOCK_SIZE, Blocks
+from exporter.certificate import Demands, certify, compare_answers
 from exporter.checkpoint import Checkpoint
 from exporter.context import head_dim, kv_heads
 from exporter.convert import TOP_K, convert
@@ -22,31 +23,33 @@ from exporter.fetch import sha256
 from exporter.plan import write as write_plan
 from exporter.plan_tensors import PlanError
 from exporter.progress import stage
-from exporter.quantize import choose
+from exporter.quantize import Anew, Choice, Fitting, as_fitted
+from exporter.report import Record
 from exporter.skeleton import matrices, skeleton
 from exporter.stages import Stages
 from exporter.store import Store
-from exporter.streamed import stream
 from exporter.substitute import substitute
-from exporter.weights import Matrix, Weights
-from handbill.manifest import Architecture, File, KVLayout, Licence, Manifest, Quantization, Verification
+from exporter.weights import Matrix
+from handbill.manifest import Architecture, File, Greedy, KVLayout, Licence, Manifest, Quantization, Verification
 
 MARGIN = 100_000_000
 """Bytes beside weights and logits, at most: rotary tables, graphs, tokenizer."""
 
 
-def build(checkpoint: Checkpoint, folder: Path, context: int) -> tuple[Manifest, Path]:
+def build(
+    checkpoint: Checkpoint, choice: Choice, demands: Demands, context: int, folder: Path
+) -> tuple[Manifest, Path]:
     """Run every stage that has not been run in ``folder``; the manifest, not yet written, and the folder it describes.
 
     The page will offer ``context`` tokens.
 
     Raises ExportError where the disk has no room, the model cannot be expressed or the gate fails.
     """
-    weights = checkpoint.weights
+    weights = Anew(checkpoint.weights) if choice.anew else checkpoint.weights
     model = skeleton(checkpoint.config, weights)
     architecture = _architecture(model, context)
     tokens = verify.tokens(architecture.parameters)
-    _require_space(folder, matrices(model, weights), tokens.text * architecture.vocabulary)
+    _require_space(folder, choice, matrices(model, weights), tokens.text * architecture.vocabulary)
     if tokens.text < verify.TEXT_TOKENS:
         print(
             f"{architecture.parameters / 1e9:.1f} billion parameters: perplexity is measured on {tokens.text} tokens "
@@ -54,25 +57,32 @@ def build(checkpoint: Checkpoint, folder: Path, context: int) -> tuple[Manifest,
         )
     ids = checkpoint.tokenizer.encode(verify.TEXT.read_text("utf-8")).ids
     ids = ids[: min(tokens.text, architecture.context)]
-    gate_ids = ids[: tokens.gate]
 
-    stages = Stages(folder, _key(checkpoint, context))
-    quantized = stages.run("quantized", lambda out: _quantize(model, weights, ids, len(gate_ids), out))
+    text = choice.calibration_text(checkpoint.tokenizer, len(ids))
+    stages = Stages(folder, _key(checkpoint, choice, demands, context))
+    quantized = stages.run(
+        "quantized", lambda out: _quantize(Fitting(choice, checkpoint.config, weights, text), ids, tokens.gate, out)
+    )
+    references = folder / "quantized"
     converted = stages.run(
         "converted",  # a model of its own, which takes the Blocks that it maps along when it goes
-        lambda out: _convert(skeleton(checkpoint.config, weights), Store(folder / "quantized"), architecture, out),
+        lambda out: _convert(
+            skeleton(checkpoint.config, as_fitted(weights, references)), Store(references), architecture, out
+        ),
     )
     whole = folder / "converted"
     kv = KVLayout("float32", architecture.layers, architecture.kv_heads, architecture.head_dim)
-    reference = np.load(folder / "quantized" / "reference.npy")
-    verified = stages.run(
-        "verified", lambda _: _verify(whole, converted["graphs"], kv, gate_ids, ids, reference, quantized["source"])
-    )
+    graphs = converted["graphs"]
+    verified = stages.run("verified", lambda _: certify(whole, graphs, kv, ids, quantized, references, demands.gate))
+    greedy = Greedy()
+    if demands.full:
+        greedy = Greedy(**stages.run("answered", lambda _: compare_answers(checkpoint, whole / graphs["webgpu"], kv)))
     plan = _write_plan(whole)
     checkpoint.tokenizer.save(str(whole / "tokenizer.json"))
+    (whole / report.NAME).unlink(missing_ok=True)  # of a run that was stopped
     if checkpoint.licence_text:
         (whole / "LICENSE").write_text(checkpoint.licence_text, encoding="utf-8")
-    return Manifest(
+    manifest = Manifest(
         slug=checkpoint.slug,
         title=checkpoint.title,
         source=checkpoint.source,
@@ -81,20 +91,27 @@ def build(checkpoint: Checkpoint, folder: Path, context: int) -> tuple[Manifest,
         kv=kv,
         quantization=Quantization(**quantized["described"]),
         generation=checkpoint.generation,
-        verification=Verification(**verified),
-        graphs=converted["graphs"],
+        verification=replace(Verification(**verified), greedy=greedy),
+        graphs=graphs,
         weights=converted["shards"],
         tokenizer="tokenizer.json",
         eos_ids=checkpoint.eos_ids,
         bos_token=checkpoint.bos_token,
         eos_token=checkpoint.eos_token,
         chat_template=checkpoint.chat_template,
-        files=[File(path.name, path.stat().st_size, sha256(path)) for path in sorted(whole.iterdir())],
+        files=_files(whole),
         tools=_tools(),
         plan=plan,
         top_k=min(TOP_K, architecture.vocabulary),
-        check=verify.device_check(gate_ids, reference),
-    ), whole
+        check=verify.device_check(ids, np.load(references / "reference.npy")),
+    )
+    records = [Record(**record) for record in quantized["records"]]
+    (whole / report.NAME).write_text(report.render(manifest, records, demands.gate), encoding="utf-8")
+    return replace(manifest, report=report.NAME, files=_files(whole)), whole
+
+
+def _files(folder: Path) -> list[File]:
+    return [File(path.name, path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())]
 
 
 def _architecture(model: Any, context: int) -> Architecture:
@@ -117,17 +134,18 @@ def _tools() -> dict[str, str]:
     return {tool: importlib.metadata.version(tool) for tool in tools}
 
 
-def _key(checkpoint: Checkpoint, context: int) -> Any:
-    """What makes the stages of two runs the same: the weights, the context, the exporter's own code, and its tools."""
+def _key(checkpoint: Checkpoint, choice: Choice, demands: Demands, context: int) -> Any:
+    """What makes the stages of two runs the same: the weights, what is wanted, the exporter's own code, its tools."""
     sources = sorted(Path(__file__).parent.glob("*"))
     code = [[path.name, sha256(path)] for path in sources if path.is_file()]
-    return [asdict(checkpoint.source), checkpoint.weights.stamp(), checkpoint.config.to_dict(), context, code, _tools()]
+    wanted = [choice.method, choice.bits, choice.budget, sha256(choice.calibration), demands.gate, context]
+    return [asdict(checkpoint.source), checkpoint.weights.stamp(), checkpoint.config.to_dict(), wanted, code, _tools()]
 
 
-def _require_space(folder: Path, found: list[Matrix], logits: int) -> None:
+def _require_space(folder: Path, choice: Choice, found: list[Matrix], logits: int) -> None:
     """Refuse before the work if Blocks, shards and ``logits`` will not fit; what a stopped run left counts as free."""
-    bytes_a_weight = {True: 9 / 8, False: 5 / 8}  # a table in 8 bits, the rest in 4, with scales and zero points
-    needed = 2 * sum(matrix.rows * matrix.columns * bytes_a_weight[matrix.is_table] for matrix in found)
+    # Scales and zero points take about a bit a weight more; a budget only makes less of it.
+    needed = 2 * sum(matrix.rows * matrix.columns * (choice.bits_of(matrix) + 1) / 8 for matrix in found)
     needed += 4 * logits + MARGIN
     free = shutil.disk_usage(folder.parent).free + sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if free < needed:
@@ -137,13 +155,32 @@ def _require_space(folder: Path, found: list[Matrix], logits: int) -> None:
         )
 
 
-def _quantize(model: Any, weights: Weights, ids: list[int], positions: int, folder: Path) -> Any:
-    """Blocks of every matrix, the gate's reference, and both perplexities."""
-    store = Store(folder)
-    found = stream(model, weights, store, choose, ids, positions)
+def _quantize(fitting: Fitting, ids: list[int], positions: int, folder: Path) -> Any:
+    """Blocks of every matrix and what they do to predictions; beside them the source's own and the gate's reference."""
+    found = fitting.run(ids, positions, folder)
     np.save(folder / "reference.npy", found.reference)
-    described = _describe(store.forms(), embedding=_embedding_name(model))
-    return {"source": found.source, "quantized": found.quantized, "described": asdict(described)}
+    forms = Store(folder).forms()
+    described = _describe(forms, embedding=fitting.embedding)
+    records = [
+        Record(
+            name=matrix.name,
+            rows=matrix.rows,
+            columns=matrix.columns,
+            bits=forms[matrix.name].bits,
+            bytes=forms[matrix.name].bytes,
+            method=forms[matrix.name].method,
+            largest=forms[matrix.name].error,
+            relative=found.errors.get(matrix.name, 0.0),
+            is_table=matrix.is_table,
+        )
+        for matrix in fitting.matrices
+    ]
+    return {
+        "source": found.source,
+        "quantized": found.quantized.perplexity,
+        "described": asdict(described),
+        "records": [asdict(record) for record in records],
+    }
 
 
 @torch.no_grad()
@@ -167,11 +204,6 @@ def _write_plan(folder: Path) -> str:
         print(error)
         return ""
     return "plan.json"
-
-
-def _embedding_name(model: Any) -> str:
-    embedding = model.get_input_embeddings()
-    return f"{next(name for name, module in model.named_modules() if module is embedding)}.weight"
 
 
 def _describe(blocks: dict[str, Blocks], embedding: str) -> Quantization:
@@ -200,39 +232,3 @@ def _write_graphs(model: Any, tensors: dict[str, Any], folder: Path) -> tuple[di
         graphs["webgpu"] = "model-webgpu.onnx"
         (folder / "model-webgpu.onnx").write_bytes(model.SerializeToString())
     return graphs, shards
-
-
-def _verify(
-    folder: Path,
-    graphs: dict[str, str],
-    kv: KVLayout,
-    gate_ids: list[int],
-    ids: list[int],
-    reference: Any,
-    source: float,
-) -> Any:
-    """Gate every graph, set it to the accuracy_level that ships, and measure that: the fields of a Verification."""
-    names = sorted(set(graphs.values()))
-    _set_accuracy_level(folder, names, 0)  # a stopped run may have left the one that ships
-    with stage("Verifying", len(names) * 3 * len(gate_ids) + len(ids), "tokens") as bar:
-        found = [verify.compare(folder / name, kv, reference, gate_ids, bar.update) for name in names]
-        _set_accuracy_level(folder, names, 4)
-        shipped = verify.graph_perplexity(folder / graphs["webgpu"], kv, ids, bar.update)
-    measured = Verification(
-        prefill=max(each.prefill for each in found),
-        chunked=max(each.chunked for each in found),
-        decode=max(each.decode for each in found),
-        tokens=len(gate_ids),
-        text=f"{verify.TEXT.name}, {len(ids)} tokens",
-        perplexity_source=source,
-        perplexity_shipped=shipped,
-        perplexity_ratio=shipped / source,
-    )
-    return asdict(measured)
-
-
-def _set_accuracy_level(folder: Path, names: list[str], level: int) -> None:
-    for name in names:
-        model = graph.load(folder / name)
-        graph.set_accuracy_level(model, level)
-        (folder / name).write_bytes(model.SerializeToString())

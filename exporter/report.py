@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from exporter.verify import TOLERANCE
 from handbill.manifest import Manifest
 
 NAME = "report.html"
@@ -35,7 +36,7 @@ class Record:
     is_table: bool
 
 
-def render(manifest: Manifest, records: Sequence[Record], tolerance: float, gate: float = 0.0) -> str:
+def render(manifest: Manifest, records: Sequence[Record], gate: float = 0.0) -> str:
     """The page for ``manifest``, whose ``files`` need not name the page itself. The same input gives the same bytes."""
     environment = jinja2.Environment(
         autoescape=True,
@@ -52,7 +53,7 @@ def render(manifest: Manifest, records: Sequence[Record], tolerance: float, gate
         plot=_plot(records),
         parts=_parts(manifest, records),
         matrices=records,
-        tolerance=tolerance,
+        tolerance=TOLERANCE,
         gate=gate,
     )
 

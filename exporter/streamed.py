@@ -7,9 +7,10 @@ text and one matrix, whatever the model's size. Where every matrix goes in witho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from exporter.agreement import Floats, Measured, Predictions, Tally
 from exporter.blocks import Blocks, stack
 from exporter.progress import stage
 from exporter.skeleton import matrices
 from exporter.store import Store
-from exporter.verify import Floats, surprise
 from exporter.weights import Matrix, Weights
 
 Round = Callable[[Tensor], Blocks]
@@ -38,11 +39,14 @@ LOGITS = 1 << 25
 
 @dataclass(frozen=True)
 class Streamed:
-    """Perplexities on the text, and the logits [positions, vocabulary] of the quantized weights at its beginning."""
+    """The source's perplexity on the text, what its quantized weights make of it, and the logits [positions,
+    vocabulary] of these at its beginning."""
 
     source: float
-    quantized: float
+    quantized: Measured
     reference: Floats
+    errors: dict[str, float]
+    """Root mean square of the errors over that of the weights, by name; what went in without loss is left out."""
 
 
 @torch.no_grad()
@@ -52,8 +56,9 @@ def stream(
 ) -> Streamed:  # fmt: skip
     """Quantize every matrix of ``model`` (a skeleton) into ``store``, and measure the model on the text ``ids``.
 
-    ``positions`` logits from the text's beginning are kept. ``calibration`` int64 [sequences, len(ids)] goes along in
-    the quantized stream: ``choose`` sees its tokens after the text's own.
+    ``positions`` logits from the text's beginning are kept, and the source's Predictions in the store's folder.
+    ``calibration`` int64 [sequences, len(ids)] goes along in the quantized stream: ``choose`` sees its tokens after the
+    text's own.
     """
     found = matrices(model, weights)
     with stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in found), "weights") as bar:
@@ -73,7 +78,11 @@ def stream(
                 if isinstance(module, nn.Linear):  # a tied lm_head computes with the embedding's matrix
                     patches.enter_context(run.linear(module, by_name.get(names[module], table)))
             hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-            return _measure(_slices(model, hidden[:2], head.out_features), ids, positions)
+            predictions = Predictions.create(store.folder, len(ids), head.out_features)
+            alone, both, reference = _measure(
+                _slices(model, hidden[:2], head.out_features), predictions, ids, positions
+            )
+            return Streamed(alone.perplexity, both, reference, run.errors)
 
 
 def _keep(matrix: Matrix, store: Store) -> bool:
@@ -92,12 +101,14 @@ class _Pass:
     """Sequences in each stream: [1] where all is exact, else the source's one and those of the quantized weights."""
 
     report: Callable[[int], None]
+    errors: dict[str, float] = field(default_factory=dict)
 
     def pairs(self, matrix: Matrix, inputs: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, the source's weights, the quantized ones) piece by piece; what is not in the store yet is made."""
         known = self.store.read(matrix.name) if matrix.name in self.store else None
         round_rows = None if known else self.choose(matrix, inputs)
         made = []
+        error = power = 0.0
         for rows in matrix.pieces():
             source = None if matrix.name in self.exact else matrix.read(rows)
             if known is None:
@@ -105,11 +116,15 @@ class _Pass:
                 made.append(round_rows(source))
                 self.report(source.numel())
             quantized = (made[-1] if known is None else known.take_rows(rows)).dequantize()
+            if known is None and source is not None:
+                error += float((quantized - source).square().sum())
+                power += float(source.square().sum())
             yield rows, quantized if source is None else source, quantized
         if known is None:
             joined = stack(made)
             assert joined is not None
             self.store.write(matrix.name, joined)
+            self.errors[matrix.name] = math.sqrt(error / power) if power else 0.0
 
     @contextmanager
     def linear(self, module: nn.Linear, matrix: Matrix) -> Iterator[None]:
@@ -163,13 +178,21 @@ def _slices(model: Any, hidden: Tensor, vocabulary: int) -> Iterator[Tensor]:
             del model.get_decoder().forward
 
 
-def _measure(slices: Iterator[Tensor], ids: Sequence[int], positions: int) -> Streamed:
-    surprises, reference, start = np.zeros(2), [], 0
+def _measure(
+    slices: Iterator[Tensor], predictions: Predictions, ids: Sequence[int], positions: int
+) -> tuple[Measured, Measured, Floats]:
+    """The source and its quantized weights on ``ids``, and the reference. ``predictions`` become the source's."""
+    source, quantized = Tally(predictions, ids), Tally(predictions, ids)
+    reference = []
     for logits in slices:
-        targets = ids[start + 1 : start + logits.shape[1] + 1]
-        surprises += [surprise(stream.numpy(), targets) for stream in (logits[0], logits[-1])]
+        first, last = logits[0].numpy(), logits[-1].numpy()
+        start = source.positions
+        predictions.put(start, first)
+        source.add(first)
+        if len(logits) == 2:
+            quantized.add(last)
         if start < positions:
-            reference.append(logits[-1, : positions - start].numpy().copy())
-        start += logits.shape[1]
-    source, quantized = np.exp(surprises / (len(ids) - 1))
-    return Streamed(float(source), float(quantized), np.concatenate(reference))
+            reference.append(last[: positions - start].copy())
+    alone = source.measured()
+    both = quantized.measured() if quantized.positions else Measured(alone.perplexity, 0.0, 1.0)
+    return alone, both, np.concatenate(reference)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from exporter.agreement import Floats, Measured, Predictions, Tally
 from exporter.convert import TOP_K
 from exporter.errors import ExportError
 from exporter.native import NativeSession
@@ -53,9 +53,6 @@ def tokens(parameters: int) -> Tokens:
     return Tokens(text, min(GATE_TOKENS, text))
 
 
-Floats = npt.NDArray[np.float32]
-
-
 @dataclass(frozen=True)
 class Differences:
     """Largest absolute logit differences from eager torch."""
@@ -70,20 +67,6 @@ def eager_logits(model: Any, ids: Sequence[int]) -> Floats:
     """Logits of eager torch at every position, float32 [tokens, vocabulary]."""
     logits: Floats = model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
     return logits
-
-
-def surprise(logits: Floats, targets: Sequence[int]) -> float:
-    """Negative log-likelihood, in nats, of ``targets`` by the first rows of ``logits`` [tokens, vocabulary]."""
-    total = 0.0
-    for row, target in zip(logits, targets, strict=False):
-        top = float(row.max())
-        total += top + math.log(float(np.exp(row - top, dtype=np.float64).sum())) - float(row[target])
-    return total
-
-
-def perplexity(logits: Floats, ids: Sequence[int]) -> float:
-    """exp of the mean negative log-likelihood of ids[1:], from the logits [tokens, vocabulary] of ids."""
-    return math.exp(surprise(logits, ids[1:]) / (len(ids) - 1))
 
 
 def compare(
@@ -132,13 +115,15 @@ def device_check(ids: Sequence[int], reference: Floats) -> Check:
     return Check(ids, likeliest.tolist(), [round(float(row[token]), 4) for token in likeliest])
 
 
-def graph_perplexity(graph: Path, kv: KVLayout, ids: Sequence[int], report: Callable[[int], None]) -> float:
-    """Perplexity of ``graph`` as it stands on ``ids``."""
+def measure(
+    graph: Path, kv: KVLayout, ids: Sequence[int], source: Predictions, report: Callable[[int], None]
+) -> Measured:
+    """What ``graph`` makes of the text ``ids`` as it stands."""
     session = NativeSession(graph, kv, len(ids), chunk=GATE_TOKENS)
-    pieces = []
+    tally = Tally(source, ids)
     for start in range(0, len(ids), GATE_TOKENS):
         part = ids[start : start + GATE_TOKENS]
-        pieces.append(session.logits(part, len(part)))
+        tally.add(session.logits(part, len(part)))
         report(len(part))
     session.close()
-    return perplexity(np.concatenate(pieces), ids)
+    return tally.measured()

@@ -14,6 +14,7 @@ from torch import Tensor
 import tiny_checkpoint
 import tiny_gguf
 from exporter import streamed, verify, weights
+from exporter.agreement import Floats, Measured, Predictions, Tally
 from exporter.blocks import Blocks, round_to_nearest
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.skeleton import matrices, skeleton, whole_model
@@ -67,12 +68,28 @@ def test_both_streams_are_the_whole_models(name: str, tmp_path: Path) -> None:
     assert found.reference.shape == (GATE, tiny_checkpoint.VOCABULARY)
     np.testing.assert_allclose(found.reference, expected[:GATE], atol=5e-5)
     assert np.abs(expected - source)[:GATE].max() > 1e-2  # so that the two streams cannot be taken for each other
-    assert found.source == pytest.approx(verify.perplexity(source, IDS), rel=1e-6)
-    assert found.quantized == pytest.approx(verify.perplexity(expected, IDS), rel=1e-6)
+    assert found.source == pytest.approx(tally(tmp_path / "source", source, source).perplexity, rel=1e-6)
+    both = tally(tmp_path / "both", source, expected)
+    assert found.quantized.perplexity == pytest.approx(both.perplexity, rel=1e-5)
+    assert found.quantized.divergence == pytest.approx(both.divergence, rel=1e-2) and both.divergence > 1e-4
+    assert found.quantized.agreement == pytest.approx(both.agreement, abs=0.03)
     for matrix in matrices(model, checkpoint.weights):
         whole = round_to_nearest(checkpoint.weights.read(matrix.name), bits(matrix))
         assert_same(store.read(matrix.name), whole)
+        weights_read = checkpoint.weights.read(matrix.name)
+        relative = (whole.dequantize() - weights_read).norm() / weights_read.norm()
+        assert found.errors[matrix.name] == pytest.approx(float(relative), rel=1e-4)
     assert len(store.forms()) == len(matrices(model, checkpoint.weights))
+
+
+def tally(folder: Path, source: Floats, logits: Floats) -> Measured:
+    """``logits`` on IDS against those of the source, all at once."""
+    folder.mkdir()
+    predictions = Predictions.create(folder, *source.shape)
+    predictions.put(0, source)
+    found = Tally(predictions, IDS)
+    found.add(logits)
+    return found.measured()
 
 
 def assert_same(found: Blocks, expected: Blocks) -> None:
@@ -138,7 +155,7 @@ def test_what_goes_in_without_loss_is_not_rounded(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     model = skeleton(checkpoint.config, checkpoint.weights)
     found = stream(model, checkpoint.weights, store, never, IDS, GATE)
-    assert found.source == found.quantized
+    assert found.quantized == Measured(found.source, 0.0, 1.0) and not found.errors
     for name, blocks in store.forms().items():
         assert blocks.method.endswith("exact")
         assert blocks.codes.is_meta
