@@ -39,7 +39,7 @@ SMALL = 1_000_000_000
 to nearest. tests/bench/results/quantization.md has the figures."""
 
 TOKENS_A_COLUMN = 8
-"""Calibration tokens for each column of the widest matrix: fewer leave GPTQ's Hessian to chance, more only take time."""
+"""Calibration tokens a column of the widest matrix: fewer leave the Hessian to chance, more only take time."""
 
 
 @dataclass(frozen=True)
