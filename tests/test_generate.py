@@ -422,3 +422,29 @@ def test_the_shipped_graph_can_be_stopped_and_sampled() -> None:
     sampled = Settings(temperature=0.9, seed=11, max_tokens=8)
     assert ask(generate, prompt, sampled)[1].ids == ask(generate, prompt, sampled)[1].ids
     session.close()
+
+
+def test_after_forgetting_nothing_is_reused() -> None:
+    session = FakeSession()
+    shared = generator(session)
+    first = ask(shared, "a secret of the first visitor")
+    assert shared.cached
+    shared.forget()
+    assert (session.length, shared.cached) == (0, ())
+    again = ask(shared, "a secret of the first visitor")
+    assert again[1].reused_tokens == 0
+    assert again[0] == first[0]
+
+
+def test_an_answer_under_way_is_not_forgotten() -> None:
+    shared = generator(FakeSession())
+
+    async def run() -> None:
+        events = shared.answer("hello", GREEDY)
+        await anext(events)
+        with pytest.raises(RuntimeError, match="still being written"):
+            shared.forget()
+        await events.aclose()
+
+    asyncio.run(run())
+    assert ask(shared, "hello")[0]

@@ -43,6 +43,8 @@ class Engine:
         self._site = ""
         self._generator: Generator | None = None
         self._manifest: Manifest | None = None
+        self._answering = asyncio.Lock()
+        self._stopped = 0  # The latest turn that the visitor stopped; it may still wait for the one before it.
 
     def post(self, kind: str, **fields: object) -> None:
         """Say ``kind`` to the page."""
@@ -65,22 +67,29 @@ class Engine:
         elif kind == "load":
             self._spawn(self._load(message["slug"], message.get("runtime", "")))
         elif kind == "ask":
-            self._spawn(self._ask(message["messages"], message.get("settings", {})))
-        elif kind == "stop" and self._generator:
-            self._generator.stop()
+            turn = message["turn"]
+            self._spawn(self._ask(turn, message["messages"], message.get("settings", {})), turn)
+        elif kind == "stop":
+            self._stop(message["turn"])
+        elif kind == "forget":
+            self._stop(message["turn"])
+            self._spawn(self._forget())
+        elif kind == "ping":
+            self.post("pong")
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(self._guard(work))
+    def _spawn(self, work: Coroutine[Any, Any, None], turn: int = 0) -> None:
+        task = asyncio.ensure_future(self._guard(work, turn))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Coroutine[Any, Any, None], turn: int) -> None:
         """The one place where an error becomes a message: the kind it carries, or ``internal``."""
         try:
             await work
         except Exception as error:
             traceback.print_exc()
-            self.post("fault", fault=getattr(error, "kind", "internal"), detail=str(error) or type(error).__name__)
+            kind = getattr(error, "kind", "internal")
+            self.post("fault", turn=turn, fault=kind, detail=str(error) or type(error).__name__)
 
     async def _load(self, slug: str, runtime: str) -> None:
         from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults, sha256
@@ -115,17 +124,36 @@ class Engine:
             takes_system=prompter.takes_system,
         )
 
-    async def _ask(self, messages: list[dict[str, str]], settings: dict[str, Any]) -> None:
+    async def _ask(self, turn: int, messages: list[dict[str, str]], settings: dict[str, Any]) -> None:
+        from handbill.generate import Done
         from handbill.sampling import Settings
 
         assert self._generator and self._manifest
-        prompt = self._prompter.prompt(messages)
-        async for event in self._generator.answer(prompt, Settings.from_message(settings, self._manifest.generation)):
-            self.post(event.kind, **asdict(event))
-        # What every conversation under this system prompt begins with: all that does not depend on the question.
-        system = [message for message in messages[:1] if message["role"] == "system"]
-        questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
-        await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
+        async with self._answering:  # A stopped answer ends first.
+            if turn <= self._stopped:
+                self.post("done", turn=turn, **asdict(Done("stopped", 0, 0, 0, 0.0, 0.0, [])))
+                return
+            prompt = self._prompter.prompt(messages)
+            chosen = Settings.from_message(settings, self._manifest.generation)
+            async for event in self._generator.answer(prompt, chosen):
+                self.post(event.kind, turn=turn, **asdict(event))
+            # What every conversation under this system prompt begins with: all that does not depend on the question.
+            system = [message for message in messages[:1] if message["role"] == "system"]
+            questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
+            await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
+
+    def _stop(self, turn: int) -> None:
+        """Stop the answer to ``turn`` and to every turn before it."""
+        self._stopped = turn
+        if self._generator:
+            self._generator.stop()
+
+    async def _forget(self) -> None:
+        """Drop all that was read and written, for the next visitor of a shared device."""
+        async with self._answering:
+            if self._generator:
+                self._generator.forget()
+        self.post("forgotten")
 
     def _progress(self, stage: str) -> Callable[[int, int], None]:
         def report(done: int, total: int) -> None:

@@ -32,6 +32,7 @@ class Page:
         self.channel.onmessage = create_proxy(self._on_message)
         self.messages: list[dict[str, str]] = []
         self.answer: Answer | None = None  # The answer being written or waited for.
+        self.turn = 0  # Number of the latest question; what the engine says of an earlier one comes too late.
         self.slug = ""
         self.runtime = ""  # Where the model runs, in words; "" until it is ready.
         self.is_base = False
@@ -74,6 +75,8 @@ class Page:
 
     def _on_message(self, event: Event) -> None:
         message = json.loads(event.data)
+        if message.get("turn", self.turn) not in (0, self.turn):
+            return
         handler = getattr(self, f"_on_{message['kind']}", None)
         if handler:  # Our own words on the channel do not come back, but another kind may be meant for the engine.
             handler(message)
@@ -172,6 +175,7 @@ class Page:
 
     def _begin(self) -> None:
         """Make room for an answer and ask for it, now or when the model is ready."""
+        self.turn += 1
         self.answer = self.turns.begin(self.messages[-1]["content"] if self.is_base else "")
         self.answer.say(words.say("turns.reading" if self.runtime else "turns.waiting"))
         self.desk.busy(True)
@@ -184,11 +188,11 @@ class Page:
         if system:
             messages = [{"role": "system", "content": system}] + messages  # noqa: RUF005 - MicroPython lacks [*a, b]
         self.desk.hush()
-        self._post("ask", messages=messages, settings=self.settings.sampling())
+        self._post("ask", turn=self.turn, messages=messages, settings=self.settings.sampling())
 
     def _stop(self) -> None:
         if self.runtime:
-            self._post("stop")
+            self._post("stop", turn=self.turn)
         else:
             self.turns.unask()
             self.desk.give_back(self.messages.pop()["content"])
@@ -205,6 +209,7 @@ class Page:
     def _new_chat(self) -> None:
         if self.answer:
             self._stop()
+        self.turn += 1  # Whatever still comes belongs to nobody.
         self.messages = []
         self.turns.clear()
         self.bill.show(True)

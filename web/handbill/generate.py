@@ -126,6 +126,15 @@ class Generator:
         """End the answer now being written: after the prefill chunk or the token that is being computed."""
         self._stop = True
 
+    def forget(self) -> None:
+        """Empty the KV cache: nothing of an earlier conversation is left to continue from.
+
+        Raises RuntimeError while an answer is being written.
+        """
+        if self._busy:
+            raise RuntimeError("An answer is still being written; stop it and wait for its end before forgetting it.")
+        self._rewind(0)
+
     async def answer(self, prompt: str, settings: Settings) -> AsyncIterator[Event]:
         """Answer ``prompt`` (text as the chat template wrote it), as events that end with one Done.
 
