@@ -16,6 +16,7 @@ import words
 from bill import Bill
 from desk import Desk
 from dom import by_id, on
+from kiosk import Kiosk
 from settings import Settings
 from turns import Answer, Turns
 
@@ -36,13 +37,14 @@ class Page:
         self.slug = ""
         self.runtime = ""  # Where the model runs, in words; "" until it is ready.
         self.is_base = False
-        self.bill = Bill(self._send)
+        self.bill = Bill(self.send)
         self.desk = Desk()
         self.turns = Turns(self._again)
         self.settings = Settings(self._on_language)
         on(by_id("composer"), "submit", self._on_submit)
         on(by_id("new-chat"), "click", lambda _: self._new_chat())
         on(js.window, "keydown", self._on_window_key)
+        self.kiosk = Kiosk(self) if by_id("kiosk") else None
         js.handbill.up = True
         self.booting = asyncio.create_task(self._boot())
 
@@ -143,19 +145,21 @@ class Page:
                 self.answer.fail(words.say("turns.not_loaded"))
                 self.answer = None
             self.desk.alarm(sentence)
+        if self.kiosk:
+            self.kiosk.fault(message["fault"])
 
     # What the visitor does.
 
     def _on_submit(self, event: Event) -> None:
         event.preventDefault()
         if self.answer:
-            self._stop()
+            self.stop()
         elif text := self.desk.take():
-            self._send(text)
+            self.send(text)
 
     def _on_window_key(self, event: Event) -> None:
         if event.key == "Escape" and self.answer and not self.settings.open:
-            self._stop()
+            self.stop()
 
     def _on_language(self) -> None:
         words.speak(js.handbill.language.spoken())
@@ -163,7 +167,8 @@ class Page:
         if self.runtime and not self.answer:
             self._idle()
 
-    def _send(self, text: str) -> None:
+    def send(self, text: str) -> None:
+        """Ask ``text``, unless an answer is under way."""
         if self.answer:
             return
         self.bill.show(False)
@@ -190,7 +195,8 @@ class Page:
         self.desk.hush()
         self._post("ask", turn=self.turn, messages=messages, settings=self.settings.sampling())
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the answer under way; one that waits for the model is taken back."""
         if self.runtime:
             self._post("stop", turn=self.turn)
         else:
@@ -208,7 +214,17 @@ class Page:
 
     def _new_chat(self) -> None:
         if self.answer:
-            self._stop()
+            self._post("stop", turn=self.turn)
+        self._clear()
+
+    def forget(self) -> None:
+        """Leave nothing of the conversation, here or in the engine."""
+        self._post("forget", turn=self.turn)
+        self._clear()
+        self.desk.forget()
+        self.settings.forget()
+
+    def _clear(self) -> None:
         self.turn += 1  # Whatever still comes belongs to nobody.
         self.messages = []
         self.turns.clear()

@@ -26,6 +26,8 @@ store.addEventListener("error", (event) => {
 });
 store.postMessage({ slug: handbill.slug });
 
+if (document.getElementById("kiosk")) import("./watchdog.js").then((watchdog) => (handbill.watchdog = watchdog));
+
 // Until page.py is up nobody else can say what went wrong: a file that is missing, a browser that is too old.
 function tell(event) {
   const reason = event.reason?.message ?? event.message;
