@@ -6,7 +6,7 @@ import js
 from js import Event
 
 import words
-from dom import by_id, element, label, on, renew
+from dom import by_id, element, label, on
 
 SLIDERS = ("temperature", "top_p")
 SAMPLING = ("temperature", "top_p", "max_tokens")
@@ -71,7 +71,6 @@ class Settings:
     def forget(self) -> None:
         """Undo all choices."""
         self._chosen = {}
-        renew(by_id("system"))
         by_id("language-choice").value = ""
         js.handbill.language.fill()
         self._spoken()  # type: ignore[operator]
