@@ -18,10 +18,16 @@ TURNS = 8
 
 
 class BrowserTokenizer:
-    """``Tokenizer`` over model.js's ``{encode, decode}``."""
+    """``Tokenizer`` over model.js's ``{added, encode, decode}``."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._added: dict[str, bool] = dict(tokenizer.added.to_py())
+
+    @property
+    def added(self) -> dict[str, bool]:
+        """The tokens recognised wherever they are spelt out, and whether each is special."""
+        return self._added
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; see ``handbill.session.Tokenizer``."""

@@ -101,11 +101,11 @@ class Engine:
         response = await pyfetch(f"{host.BASE.href}models/{slug}/manifest.json")
         text = await response.string()
         manifest = Manifest.from_json(text)
-        prompter = Prompter(manifest, datetime.now)
         where = await self._stored
         files = await faults(host.openFiles(text, where, create_proxy(self._channel.postMessage), create_proxy(sha256)))
         opened = self._progress("open")
         tokenizer = BrowserTokenizer(await faults(host.openTokenizer(await files.read(manifest.tokenizer))))
+        prompter = Prompter(manifest, datetime.now, tokenizer.added)
         opened_session = await faults(host.openSession(text, self._site, files, runtime, opened))
         session = BrowserSession(opened_session)
         store = await host.openOpenings(opened_session, hashlib.sha256(text.encode()).hexdigest()[:32])

@@ -75,12 +75,16 @@ async function fetchFiles(manifest, report, hash) {
   };
 }
 
-/** The tokenizer of tokenizer.json (`bytes`): {encode(text) → Int32Array, decode(ids) → text}. */
+/**
+ * The tokenizer of tokenizer.json (`bytes`): {added: [[text, special]], encode(text) → Int32Array, decode(ids) → text}.
+ * `added` are the tokens recognised wherever they are spelt out.
+ */
 export async function openTokenizer(bytes) {
   const { Tokenizer } = await import(new URL("tokenizers/tokenizers.min.mjs", BASE).href);
   const json = JSON.parse(new TextDecoder().decode(bytes));
   const tokenizer = new Tokenizer(json, { clean_up_tokenization_spaces: false });
   return {
+    added: (json.added_tokens ?? []).map(({ content, special }) => [content, Boolean(special)]),
     encode: (text) => Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids, Number),
     decode: (ids) => tokenizer.decode(Array.from(ids), { skip_special_tokens: true }),
   };
