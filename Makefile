@@ -17,7 +17,7 @@ export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test site model lint bench bench-export clean chromium
+.PHONY: help demo test site model lint bench soak bench-export clean chromium
 
 help:
 	@echo "make demo   export $(MODEL), assemble the site, check it, serve it and print its address"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  measure against peers, about a quarter of an hour; figures go to tests/bench/results/"
 	@echo "make bench-export  the export of a 2.5 B parameter model: time, memory, size, and the same bytes twice"
+	@echo "make soak   500 conversations in one tab and the memory they take; the curve goes to tests/bench/results/"
 	@echo "make clean  remove dist/ and the caches; models/ and .venv/ stay"
 
 demo: site
@@ -78,6 +79,10 @@ bench: .venv/test-stamp chromium tests/bench/peers/node_modules/.package-lock.js
 # The export of gemma-2b's shape with random weights, twice: about 4 minutes, 6 GB of memory, 12 GB of disk.
 bench-export: .venv/test-stamp
 	cd tests/bench && ../../$(BIN)/python export.py gemma-2b --twice
+
+soak: .venv/test-stamp chromium site
+	$(BIN)/pip install --editable '.[bench]'
+	$(BIN)/python tests/bench/soak.py
 
 clean:
 	rm -rf dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,21 +11,28 @@ import argparse
 import email.utils
 import errno
 import http.server
+import io
 import os
 import re
+import socket
 import sys
+import threading
+import time
 import urllib.parse
 import webbrowser
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 HOST = "127.0.0.1"
 PORT = 8000
 PORTS_TRIED = 20
 TIMEOUT = 30
-"""Seconds a client may stay silent, in the middle of a request or of a download, before its thread is freed."""
+"""Seconds a client may take for a request's head, or for a piece of a download, before its thread is freed."""
+
+MOST_CLIENTS = 128
+"""Connections at a time, a thread each. A browser opens six."""
 
 PIECE = 1 << 18
 
@@ -136,6 +143,37 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     return first, last
 
 
+class PatientReader(io.RawIOBase):
+    """What a client sends, until ``deadline`` (``time.monotonic``): a byte now and then keeps no thread for ever.
+
+    Raises TimeoutError past it.
+    """
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self.deadline = time.monotonic() + seconds
+
+    def renew(self) -> None:
+        """Begin to wait anew."""
+        self.deadline = time.monotonic() + self._seconds
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the beginning of ``buffer``; how many bytes, 0 at the end."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(self._seconds)
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """GET and HEAD of the files under the server's root; everything else is refused."""
 
@@ -144,6 +182,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version = "handbill"
     sys_version = ""
     timeout = TIMEOUT
+
+    def setup(self) -> None:
+        """Read with a deadline for the whole head of a request."""
+        super().setup()
+        self._reader = PatientReader(self.connection, self.timeout)
+        self.rfile = io.BufferedReader(self._reader)
+
+    def handle_one_request(self) -> None:
+        """Answer one request of a connection that may bring more."""
+        self._reader.renew()
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         """Send a file, whole or one range of it."""
@@ -160,6 +209,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             # A page of another site can point its own name at 127.0.0.1 (DNS rebinding); it cannot choose this header.
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "This server answers only to the address that it printed.")
             return
+        if not self._origin_is_ours():
+            # A page of another site asks. It could not read the answer, and has no business here.
+            self._refuse(HTTPStatus.FORBIDDEN, "This server does not answer to pages of other sites.")
+            return
         path = locate(self.server.root, self.path)
         if path is None:
             self._refuse(HTTPStatus.NOT_FOUND, "There is no such file in dist/.")
@@ -175,8 +228,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _host_is_ours(self) -> bool:
         """Whether the Host header names this server. Exactly one must be there (RFC 9112 section 3.2)."""
         hosts = self.headers.get_all("Host", [])
-        port = self.server.server_address[1]
-        return len(hosts) == 1 and hosts[0].strip().lower() in {f"{HOST}:{port}", f"localhost:{port}"}
+        return len(hosts) == 1 and hosts[0].strip().lower() in self.server.names
+
+    def _origin_is_ours(self) -> bool:
+        """Whether the page that asks is of this site. A browser names it in every request from another site's code."""
+        origins = {origin.strip().lower() for origin in self.headers.get_all("Origin", [])}
+        return origins <= {f"http://{name}" for name in self.server.names}
 
     def _open(self, path: Path) -> Answer:
         """Open ``path``, or its precompressed copy where the client takes one and wants no range (ranges count bytes
@@ -264,7 +321,28 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, root: Path, port: int) -> None:
         self.root = root.resolve(strict=True)
+        self._seats = threading.BoundedSemaphore(MOST_CLIENTS)
         super().__init__((HOST, port), Handler)
+
+    @property
+    def names(self) -> set[str]:
+        """What a Host header may call this server."""
+        port = self.server_address[1]
+        return {f"{HOST}:{port}", f"localhost:{port}"}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a thread; hang up if all are taken."""
+        if self._seats.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve the connection in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._seats.release()
 
     @property
     def address(self) -> str:

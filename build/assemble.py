@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import compress
+import dress
 import kernels
-import snapshot
 import vendor
 from handbill import __version__
 from handbill.manifest import NAME, Manifest, ManifestError
@@ -41,12 +41,12 @@ class AssembleError(Exception):
     """The site cannot be assembled. The message is a sentence for the reader."""
 
 
-def assemble(root: Path, slugs: list[str] | None = None) -> Path:
+def assemble(root: Path, slugs: list[str] | None = None, booth: Path | None = None) -> Path:
     """Build ``root``/dist from the checkout at ``root`` and return it.
 
     ``slugs`` names the exports to take, in the order the page offers them; without it, all of models/, smallest first.
-    Raises AssembleError, VendorError, KernelsError, SnapshotError or ManifestError with a sentence, and then leaves
-    dist/ as it was.
+    ``booth`` is a kiosk.toml by which the page is dressed for strangers. Raises AssembleError, VendorError,
+    KernelsError, KioskError or ManifestError with a sentence, and then leaves dist/ as it was.
     """
     dist = root / "dist"
     home = root / ".cache" / "site"
@@ -60,11 +60,11 @@ def assemble(root: Path, slugs: list[str] | None = None) -> Path:
         for target, source in vendor.gather(vendor.Inputs.of(root)).items():
             place(source, fresh / target)
         _own_files(root, fresh)
+        if booth:
+            _dress(root, fresh, booth)
         if any((root / "web" / "kernels").glob("*.c")):
             kernels.build(fresh / "kernels", root / ".cache" / "kernels")
         _licences(root, fresh)
-        if (fresh / "pyodide").is_dir():
-            snapshot.build(fresh, root / ".cache" / "snapshot")
         for slug, manifest in chosen.items():
             _model(root / "models" / slug, manifest, fresh / "models" / slug)
         _site_json(fresh, chosen)
@@ -116,6 +116,14 @@ def _own_files(root: Path, fresh: Path) -> None:
                 target = fresh / folder / source.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
+
+
+def _dress(root: Path, fresh: Path, booth: Path) -> None:
+    """Make the page the kiosk that ``booth`` describes."""
+    page, table = fresh / "index.html", json.loads((fresh / "words.json").read_text(encoding="utf-8"))
+    settings = dress.Kiosk.read(booth, set(table["decimal"]))
+    attract = (root / "web" / "templates" / "attract.html").read_text(encoding="utf-8")
+    page.write_text(dress.dress(page.read_text(encoding="utf-8"), attract, settings), encoding="utf-8")
 
 
 def _licences(root: Path, fresh: Path) -> None:
@@ -207,11 +215,12 @@ def main() -> int:
     """The command ``python build/assemble.py [--model SLUG ...]``."""
     parser = argparse.ArgumentParser(description="Assemble the site into dist/ from web/, npm, PyPI and models/.")
     parser.add_argument("--model", action="append", metavar="SLUG", help="ship this export; default: all of models/")
+    parser.add_argument("--kiosk", type=Path, metavar="TOML", help="dress the page as a kiosk (docs/kiosk.md)")
     arguments = parser.parse_args()
     start = time.monotonic()
     try:
-        dist = assemble(ROOT, arguments.model)
-    except (AssembleError, vendor.VendorError, kernels.KernelsError, snapshot.SnapshotError, ManifestError) as error:
+        dist = assemble(ROOT, arguments.model, arguments.kiosk)
+    except (AssembleError, vendor.VendorError, kernels.KernelsError, dress.KioskError, ManifestError) as error:
         print(f"assemble: {error}", file=sys.stderr)
         return 1
     site = json.loads((dist / "site.json").read_text(encoding="utf-8"))
@@ -220,6 +229,9 @@ def main() -> int:
     print(f"assemble: dist/ has {len(site['files'])} files and the models {offered or '(none)'}; it took {took:.1f} s")
     if not site["models"]:
         print("assemble: models/ holds no export yet: run python exporter/export.py smollm2-135m, then assemble again.")
+    if arguments.kiosk:
+        print(f"assemble: dressed as the kiosk of {arguments.kiosk}. On the kiosk, beside python serve.py, run\n")
+        print(dress.command_line("http://127.0.0.1:8000/"))
     return 0
 
 

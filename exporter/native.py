@@ -168,6 +168,11 @@ class RustTokenizer:
         """How many token ids there are, added tokens included."""
         return int(self._tokenizer.get_vocab_size())
 
+    @property
+    def added(self) -> dict[str, bool]:
+        """The tokens recognised wherever they are spelt out, and whether each is special."""
+        return {token.content: token.special for token in self._tokenizer.get_added_tokens_decoder().values()}
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with no BOS added; special tokens written out in it are recognised."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

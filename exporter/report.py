@@ -17,7 +17,7 @@ NAME = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 # The error plot, in units of its viewBox (720 wide): left and right end of the layers, top and bottom of the errors.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 80.0, 700.0, 12.0, 220.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 104.0, 700.0, 16.0, 220.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _bars(manifest: Manifest) -> list[dict[str, Any]]:
     ]
     largest = max(value for _, _, value in steps)
     return [
-        {"label": label, "kind": kind, "value": value, "width": 380 * value / largest} for label, kind, value in steps
+        {"label": label, "kind": kind, "value": value, "width": 100 * value / largest} for label, kind, value in steps
     ]
 
 

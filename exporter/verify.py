@@ -29,6 +29,9 @@ LEAST_TOKENS = 64
 MEASURED = 300_000_000_000
 """Products of a parameter with a token that one run over the text may take, about: 1,024 tokens of 300 M parameters."""
 
+GATED = 160_000_000_000
+"""The same for the gate, which runs each graph three times, in float32: 256 tokens of 600 M parameters."""
+
 CHUNK = 100
 DECODED = 4
 """One in so many of the gate's tokens is decoded alone, over the KV cache: 64 of 256."""
@@ -49,8 +52,8 @@ class Tokens:
 
 def tokens(parameters: int) -> Tokens:
     """TEXT_TOKENS and GATE_TOKENS, fewer for a large model, so that measuring it takes minutes and not hours."""
-    text = max(LEAST_TOKENS, min(TEXT_TOKENS, MEASURED // parameters))
-    return Tokens(text, min(GATE_TOKENS, text))
+    text, gate = min(TEXT_TOKENS, MEASURED // parameters), min(GATE_TOKENS, GATED // parameters)
+    return Tokens(max(LEAST_TOKENS, text), max(LEAST_TOKENS, gate))
 
 
 @dataclass(frozen=True)

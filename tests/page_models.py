@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny_gguf
 from exporter.export import export
+from handbill.manifest import NAME, Manifest
+from links import link
 from tiny_exports import compute_exactly
 
 SPECIAL = ("<end>", "<user>", "<assistant>")
@@ -34,6 +39,23 @@ def exported(name: str) -> Path:
     folder = export(str(source), home / "models", home / "cache")
     compute_exactly(folder)
     return folder
+
+
+def site(dist: Path, home: Path, names: Sequence[str]) -> Path:
+    """``home``: the page of ``dist`` with these exports in the place of its own."""
+    shutil.copytree(dist, home, copy_function=link, ignore=shutil.ignore_patterns("models"))
+    offered = []
+    for name in names:
+        export = exported(name)
+        shutil.copytree(export, home / "models" / export.name)
+        manifest = Manifest.from_json((export / NAME).read_text(encoding="utf-8"))
+        size = sum(entry.bytes for entry in manifest.files)
+        offered.append({"slug": manifest.slug, "title": manifest.title, "bytes": size})
+    for path in home.glob("site.json*"):
+        path.unlink()
+    listed = json.loads((dist / "site.json").read_text(encoding="utf-8"))
+    (home / "site.json").write_text(json.dumps(listed | {"models": offered}), encoding="utf-8")
+    return home
 
 
 def _checkpoint(folder: Path, *, chat: bool) -> Path:

@@ -174,7 +174,7 @@ def test_whether_a_system_message_reaches_the_model(name: str, takes: bool) -> N
 
 def test_a_model_without_a_template_continues_text() -> None:
     manifest = make_manifest(chat_template=" \n", bos_token="<bos>")
-    prompter = Prompter(manifest, clock)
+    prompter = Prompter(manifest, clock, {})
     assert is_base(manifest) and prompter.is_base and not prompter.takes_system
     assert prompter.prompt([turn("user", "Once upon"), turn("assistant", " a time")]) == "<bos>Once upon a time"
     assert completion_prompt([turn("user", " x")], "") == " x"
@@ -184,7 +184,7 @@ def test_a_model_without_a_template_continues_text() -> None:
 
 def test_a_prompter_uses_the_manifests_template_and_tokens() -> None:
     manifest = make_manifest(chat_template="{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", bos_token="<s>")
-    prompter = Prompter(manifest, clock)
+    prompter = Prompter(manifest, clock, {})
     assert not prompter.is_base and prompter.takes_system
     assert prompter.prompt([turn("user", "hi")]) == "<s>hi" + manifest.eos_token
     with pytest.raises(ChatError, match="no message"):

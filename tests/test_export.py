@@ -179,3 +179,11 @@ def test_perplexity_of_even_odds_is_the_vocabulary() -> None:
     import numpy as np
 
     assert verify.perplexity(np.zeros((5, 32), np.float32), [1, 2, 3, 4, 5]) == pytest.approx(32)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text", "gate"),
+    [(10, 1024, 256), (270_000_000, 1024, 256), (1_000_000_000, 300, 160), (2_506_000_000, 119, 64), (8 << 30, 64, 64)],
+)
+def test_a_large_model_is_measured_on_less(parameters: int, text: int, gate: int) -> None:
+    assert verify.tokens(parameters) == verify.Tokens(text, gate)

@@ -27,7 +27,7 @@ TOKENS = 32
 
 
 def prompt_of(manifest: Manifest, question: str) -> str:
-    return Prompter(manifest, lambda: datetime(2026, 1, 1)).prompt([{"role": "user", "content": question}])
+    return Prompter(manifest, lambda: datetime(2026, 1, 1), {}).prompt([{"role": "user", "content": question}])
 
 
 @pytest.mark.model

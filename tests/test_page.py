@@ -34,8 +34,10 @@ def native_answer(folder: Path, question: str) -> list[int]:
 
     async def run() -> list[int]:
         session = NativeSession.open(folder)
-        generator = Generator(session, RustTokenizer.open(folder), manifest.eos_ids, time.monotonic)
-        prompt = Prompter(manifest, datetime.now).prompt([{"role": "user", "content": question}])
+        tokenizer = RustTokenizer.open(folder)
+        generator = Generator(session, tokenizer, manifest.eos_ids, time.monotonic)
+        prompter = Prompter(manifest, datetime.now, tokenizer.added)
+        prompt = prompter.prompt([{"role": "user", "content": question}])
         events = [event async for event in generator.answer(prompt, Settings(temperature=0, max_tokens=16))]
         session.close()
         assert isinstance(events[-1], Done)

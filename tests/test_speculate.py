@@ -115,7 +115,7 @@ def test_the_real_models_greedy_answer_is_the_same(tmp_path: Path) -> None:
     session = real_model.exact_session(tmp_path, context=512)
     tokenizer = RustTokenizer.open(real_model.FOLDER)
     content = "Repeat this exactly: The quick brown fox jumps over the lazy dog, and the dog does not mind at all."
-    prompt = Prompter(manifest, datetime.now).prompt([{"role": "user", "content": content}])
+    prompt = Prompter(manifest, datetime.now, tokenizer.added).prompt([{"role": "user", "content": content}])
     greedy = Settings(temperature=0, max_tokens=24)
     want = answer(session, Generator(session, tokenizer, manifest.eos_ids, lambda: 0.0), prompt, greedy)
     session.rewind(0)

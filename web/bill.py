@@ -15,6 +15,14 @@ class Bill:
         self._each = False
         on(by_id("examples"), "click", self._on_example)
 
+    def dress(self, title: str, greeting: str) -> None:
+        """A kiosk's own words in the place of ours."""
+        write(by_id("headline"), title)
+        write(by_id("bill").querySelector(".lead"), greeting)
+        by_id("examples").replaceChildren()
+        for question in by_id("attract-questions").children:
+            by_id("examples").append(question.cloneNode(True))
+
     def show(self, visible: bool) -> None:
         """Show or hide the sheet."""
         by_id("bill").hidden = not visible

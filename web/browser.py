@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from array import array
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import js
-from pyodide.ffi import JsException
+from pyodide.ffi import JsException, JsProxy
 
 from handbill.session import Candidates, SessionError
 
@@ -17,10 +18,16 @@ TURNS = 8
 
 
 class BrowserTokenizer:
-    """``Tokenizer`` over model.js's ``{encode, decode}``."""
+    """``Tokenizer`` over model.js's ``{added, encode, decode}``."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._added: dict[str, bool] = dict(tokenizer.added.to_py())
+
+    @property
+    def added(self) -> dict[str, bool]:
+        """The tokens recognised wherever they are spelt out, and whether each is special."""
+        return self._added
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; see ``handbill.session.Tokenizer``."""
@@ -117,6 +124,14 @@ async def _listen() -> None:
     """
     for _ in range(TURNS):
         await asyncio.sleep(0)
+
+
+def sha256(data: JsProxy) -> str:
+    """sha256 in hex of a Uint8Array, for browsers without crypto.subtle; a mebibyte at a time to spare memory."""
+    digest = hashlib.sha256()
+    for first in range(0, data.length, 1 << 20):
+        digest.update(data.subarray(first, first + (1 << 20)).to_py())
+    return digest.hexdigest()
 
 
 def _int32(ids: Sequence[int]) -> Any:

@@ -5,7 +5,7 @@ from js import Event
 from pyscript import document
 
 import words
-from dom import by_id, element, label, on, write
+from dom import by_id, element, label, on, renew, write
 
 NEAR_END_PX = 96
 
@@ -17,8 +17,8 @@ class Desk:
         self._busy = False
         self._following = True
         self._field = by_id("message")
-        on(self._field, "input", lambda _: self._fit())
-        on(self._field, "keydown", self._on_key)
+        on(by_id("composer"), "input", lambda _: self._fit())
+        on(by_id("composer"), "keydown", self._on_key)
         on(by_id("retry"), "click", lambda _: js.location.reload())
         on(by_id("jump"), "click", lambda _: self.follow_again())
         on(js.window, "scroll", self._on_scroll)
@@ -40,6 +40,12 @@ class Desk:
         if not self._field.value:
             self._field.value = text
             self._fit()
+
+    def forget(self) -> None:
+        """Leave nothing of what was written or read aloud."""
+        self._field = renew(self._field)
+        self._fit()
+        self.hush()
 
     def focus(self) -> None:
         """Put the cursor into the field."""
@@ -69,7 +75,7 @@ class Desk:
         self._field.style.height = f"{self._field.scrollHeight}px"
 
     def _on_key(self, event: Event) -> None:
-        if event.key == "Enter" and not event.shiftKey and not event.isComposing:
+        if event.target.tagName == "TEXTAREA" and event.key == "Enter" and not event.shiftKey and not event.isComposing:
             event.preventDefault()
             if not self._busy:
                 by_id("composer").requestSubmit()

@@ -25,6 +25,14 @@ def on(target: "js.Element", kind: str, handler: "object") -> None:
     target.addEventListener(kind, create_proxy(handler))
 
 
+def renew(field: "js.Element") -> "js.Element":
+    """A new element in the place of the text ``field``, empty and with nothing that Undo could bring back."""
+    fresh = field.cloneNode(False)
+    fresh.value = ""
+    field.replaceWith(fresh)
+    return fresh
+
+
 def label(target: "js.Element", row: str) -> None:
     """Let ``target`` say that row of words.json, in this language and in any that is chosen later (language.js)."""
     target.dataset.word = row

@@ -1,7 +1,5 @@
 """The engine: Pyodide in a worker, which wires the runtime package to the browser. No logic lives here.
 
-All that it imports is in the snapshot (build/snapshot.py) that python.mjs restores, but for PyScript's own package.
-
 ``start(channel)`` is called once by the page; then everything goes over the BroadcastChannel of that name, as messages
 of ARCHITECTURE.md's table in JSON.
 """
@@ -10,74 +8,107 @@ import asyncio
 import hashlib
 import json
 import platform
+import sys
 import time
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import js
+import pyodide_js
 from pyodide.ffi import create_proxy
+from pyodide.http import pyfetch
 from pyscript.js_modules import model as host
 
-from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults
-from handbill.chat import Prompter
-from handbill.generate import Generator
-from handbill.manifest import Manifest
-from handbill.openings import Openings
-from handbill.sampling import Settings
+if TYPE_CHECKING:
+    from handbill.generate import Generator
+    from handbill.manifest import Manifest
 
 __export__ = ["start"]
+
+HOME = Path("/handbill")
 
 
 class Engine:
     """One tab's engine: at most one model, and at most one answer at a time."""
 
     def __init__(self, channel: str) -> None:
-        self._name = channel
         self._channel = js.BroadcastChannel.new(channel)
         self._channel.onmessage = create_proxy(self._on_message)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._site = ""
         self._generator: Generator | None = None
         self._manifest: Manifest | None = None
+        self._answering = asyncio.Lock()
+        self._stopped = 0  # The latest turn that the visitor stopped; it may still wait for the one before it.
 
     def post(self, kind: str, **fields: object) -> None:
         """Say ``kind`` to the page."""
         self._channel.postMessage(json.dumps({"kind": kind, **fields}))
 
+    async def boot(self) -> None:
+        """Fetch the Python packages of site.json and put them on the path: wheels unpacked, handbill file by file."""
+        self._site = await (await pyfetch(f"{host.BASE.href}site.json")).string()
+        files = [name for name in json.loads(self._site)["files"] if name.endswith((".whl", ".py"))]
+        wanted = [name for name in files if name.startswith(("python/", "handbill/")) or name == "browser.py"]
+        await asyncio.gather(*(_install(name) for name in wanted))
+        sys.path.insert(0, str(HOME))
+        self.post("booted", python=platform.python_version())
+
     def _on_message(self, event: Any) -> None:
         message = json.loads(event.data)
         kind = message["kind"]
-        if kind == "load":
+        if kind == "stored" and not self._stored.done():
+            self._stored.set_result(message["where"])
+        elif kind == "load":
             self._spawn(self._load(message["slug"], message.get("runtime", "")))
         elif kind == "ask":
-            self._spawn(self._ask(message["messages"], message.get("settings", {})))
-        elif kind == "stop" and self._generator:
-            self._generator.stop()
+            turn = message["turn"]
+            self._spawn(self._ask(turn, message["messages"], message.get("settings", {})), turn)
+        elif kind == "stop":
+            self._stop(message["turn"])
+        elif kind == "forget":
+            self._stop(message["turn"])
+            self._spawn(self._forget())
+        elif kind == "ping":
+            self.post("pong")
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(self._guard(work))
+    def _spawn(self, work: Coroutine[Any, Any, None], turn: int = 0) -> None:
+        task = asyncio.ensure_future(self._guard(work, turn))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, work: Coroutine[Any, Any, None], turn: int) -> None:
         """The one place where an error becomes a message: the kind it carries, or ``internal``."""
         try:
             await work
         except Exception as error:
             traceback.print_exc()
-            self.post("fault", fault=getattr(error, "kind", "internal"), detail=str(error) or type(error).__name__)
+            kind = getattr(error, "kind", "internal")
+            self.post("fault", turn=turn, fault=kind, detail=str(error) or type(error).__name__)
 
     async def _load(self, slug: str, runtime: str) -> None:
-        opening = host.model(self._name, slug, runtime)
-        text = await faults(opening.manifest)
+        from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults, sha256
+        from handbill.chat import Prompter
+        from handbill.generate import Generator
+        from handbill.manifest import Manifest
+        from handbill.openings import Openings
+
+        response = await pyfetch(f"{host.BASE.href}models/{slug}/manifest.json")
+        text = await response.string()
         manifest = Manifest.from_json(text)
-        prompter = Prompter(manifest, datetime.now)
-        tokenizer = BrowserTokenizer(await faults(opening.tokenizer))
-        opened = await faults(opening.session)
-        session = BrowserSession(opened)
-        store = await host.openOpenings(opened, hashlib.sha256(text.encode()).hexdigest()[:32])
+        where = await self._stored
+        files = await faults(host.openFiles(text, where, create_proxy(self._channel.postMessage), create_proxy(sha256)))
+        opened = self._progress("open")
+        tokenizer = BrowserTokenizer(await faults(host.openTokenizer(await files.read(manifest.tokenizer))))
+        prompter = Prompter(manifest, datetime.now, tokenizer.added)
+        opened_session = await faults(host.openSession(text, self._site, files, runtime, opened))
+        session = BrowserSession(opened_session)
+        store = await host.openOpenings(opened_session, hashlib.sha256(text.encode()).hexdigest()[:32])
         openings = Openings(BrowserOpenings(store)) if store else None
         self._manifest = manifest
         self._prompter = prompter
@@ -93,18 +124,56 @@ class Engine:
             takes_system=prompter.takes_system,
         )
 
-    async def _ask(self, messages: list[dict[str, str]], settings: dict[str, Any]) -> None:
+    async def _ask(self, turn: int, messages: list[dict[str, str]], settings: dict[str, Any]) -> None:
+        from handbill.generate import Done
+        from handbill.sampling import Settings
+
         assert self._generator and self._manifest
-        prompt = self._prompter.prompt(messages)
-        async for event in self._generator.answer(prompt, Settings.from_message(settings, self._manifest.generation)):
-            self.post(event.kind, **asdict(event))
-        # What every conversation under this system prompt begins with: all that does not depend on the question.
-        system = [message for message in messages[:1] if message["role"] == "system"]
-        questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
-        await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
+        async with self._answering:  # A stopped answer ends first.
+            if turn <= self._stopped:
+                self.post("done", turn=turn, **asdict(Done("stopped", 0, 0, 0, 0.0, 0.0, [])))
+                return
+            prompt = self._prompter.prompt(messages)
+            chosen = Settings.from_message(settings, self._manifest.generation)
+            async for event in self._generator.answer(prompt, chosen):
+                self.post(event.kind, turn=turn, **asdict(event))
+            # What every conversation under this system prompt begins with: all that does not depend on the question.
+            system = [message for message in messages[:1] if message["role"] == "system"]
+            questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
+            await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
+
+    def _stop(self, turn: int) -> None:
+        """Stop the answer to ``turn`` and to every turn before it."""
+        self._stopped = turn
+        if self._generator:
+            self._generator.stop()
+
+    async def _forget(self) -> None:
+        """Drop all that was read and written, for the next visitor of a shared device."""
+        async with self._answering:
+            if self._generator:
+                self._generator.forget()
+        self.post("forgotten")
+
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        def report(done: int, total: int) -> None:
+            self.post("progress", stage=stage, done=done, total=total, unit="files", rate=None, seconds_left=None)
+
+        return create_proxy(report)  # type: ignore[no-any-return]
+
+
+async def _install(name: str) -> None:
+    response = await pyfetch(f"{host.BASE.href}{name}")
+    if name.endswith(".whl"):
+        pyodide_js.unpackArchive(await response.buffer(), "zip", extractDir=str(HOME))
+        return
+    path = HOME / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(await response.bytes())
 
 
 async def start(channel: str) -> None:
-    """Begin to listen and to answer on ``channel``."""
-    engine = globals()["engine"] = Engine(channel)
-    engine.post("booted", python=platform.python_version())
+    """Begin to listen and to answer on ``channel``; returns once Python's packages are in place."""
+    HOME.mkdir(exist_ok=True)
+    globals()["engine"] = Engine(channel)
+    await globals()["engine"].boot()

@@ -1,22 +1,33 @@
-// The visitor's choices, kept in localStorage under names of this site's own; several sites may share an origin.
+// The visitor's choices, kept in localStorage under names of this page's own; several may share an origin. On a kiosk
+// they are forgotten with the visitor.
 
-/** What is kept under `name`, "" where there is nothing, or where the browser keeps nothing (blocked cookies). */
+const kiosk = document.documentElement.classList.contains("kiosk");
+const chosen = new Map();
+
+/** What is kept under `name`, "" where there is nothing. */
 export function get(name) {
   try {
-    return localStorage.getItem(key(name)) ?? "";
+    return chosen.get(name) ?? (kiosk ? "" : localStorage.getItem(key(name)) ?? "");
   } catch {
-    return "";
+    return ""; // This browser keeps nothing (blocked cookies).
   }
 }
 
-/** Keep `text` under `name`; "" removes it. Where the browser refuses, the choice is forgotten with the tab. */
+/** Keep `text` under `name`; "" removes it. */
 export function set(name, text) {
+  chosen.set(name, text);
+  if (kiosk) return;
   try {
     if (text) localStorage.setItem(key(name), text);
     else localStorage.removeItem(key(name));
   } catch (error) {
-    console.warn(`"${name}" is not kept beyond this visit:`, error.message);
+    console.warn(`"${name}" is kept for this visit only:`, error.message);
   }
+}
+
+/** Forget the choices of this visit. */
+export function clear() {
+  chosen.clear();
 }
 
 function key(name) {

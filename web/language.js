@@ -17,7 +17,8 @@ export function chosen() {
 /** The language to speak now. */
 export function spoken() {
   const offered = navigator.languages.map((tag) => tag.toLowerCase().split("-")[0]);
-  return chosen() || (offered.find((language) => language in LANGUAGES) ?? "en");
+  const given = document.documentElement.dataset.language; // A kiosk's own.
+  return chosen() || given || (offered.find((language) => language in LANGUAGES) ?? "en");
 }
 
 /** Speak `language` from now on; "" for the browser's. */

@@ -1,10 +1,8 @@
 // A model in the engine's worker: its verified files, its tokenizer and the session that runs it.
-// python.mjs begins it while Python boots, engine.py takes it over through PyScript's js_modules; nothing here knows of
-// Python or of the page.
+// engine.py drives this through PyScript's js_modules; nothing here knows of Python or of the page.
 
-import { Meter, download, fetchText, needed } from "./download.js";
+import { Meter, download, folderName, needed, sha256 } from "./download.js";
 import { Fault, WrongOutput, asFault } from "./fault.js";
-import { KeptFiles, MemoryFiles } from "./files.js";
 import { openOpenings as openings } from "./openings.js";
 import { sessions } from "./sessions/choose.js";
 import { openFirst } from "./sessions/enduring.js";
@@ -12,80 +10,36 @@ import { gather, remember } from "./sessions/facts.js";
 
 export const BASE = new URL("./", import.meta.url);
 
-let begun = null;
-
-/** Begin to open a model before anybody asked for it; `model` hands it out. */
-export function begin(channel, slug, runtime) {
-  begun = new Model(channel, slug, runtime);
-}
-
-/** The model `slug` ("" for the site's first) on `runtime` ("" for the best): the one that was begun, else a new one. */
-export function model(channel, slug, runtime) {
-  const fits = begun && (begun.slug === slug || begun.slug === "") && begun.runtime === runtime;
-  const found = fits ? begun : new Model(channel, slug, runtime);
-  begun = null;
-  return found;
-}
-
 /**
- * A model being opened: promises of `manifest` (its text, not looked at), `tokenizer` and `session`. What goes wrong is
- * a Fault in each of them. The channel tells where the store has put the files, and is told the progress.
+ * The verified files of a model: {read(name) → Promise<Uint8Array>}.
+ *
+ * `where` is what the store said: "opfs", or "nowhere", in which case the files are downloaded here and stay in memory
+ * until they are read. `report` gets progress as JSON text; `hash(Uint8Array)` → sha256 in hex serves where the
+ * browser has no crypto.subtle (plain http on a local network).
  */
-class Model {
-  constructor(channel, slug, runtime) {
-    this.slug = slug;
-    this.runtime = runtime;
-    this.channel = new BroadcastChannel(channel);
-    const site = fetchText(new URL("site.json", BASE).href);
-    this.manifest = site.then((text) => {
-      const chosen = slug || JSON.parse(text).models[0]?.slug;
-      return fetchText(new URL(`models/${encodeURIComponent(chosen)}/manifest.json`, BASE).href);
-    });
-    const files = this.manifest.then((text) => this.#files(JSON.parse(text)));
-    this.session = this.#open(site, files);
-    this.tokenizer = this.#tokenizer(files);
-    // Whoever waits for one of them hears of it; the browser need not say that nobody waits yet.
-    for (const promise of [this.manifest, this.session, this.tokenizer]) promise.catch(() => {});
+export async function openFiles(manifestText, where, report, hash) {
+  const manifest = JSON.parse(manifestText);
+  return where === "opfs" ? new KeptFiles(manifest) : fetchFiles(manifest, report, hash);
+}
+
+class KeptFiles {
+  constructor(manifest) {
+    this.entries = new Map(manifest.files.map((entry) => [entry.name, entry]));
   }
 
-  #tell(message) {
-    this.channel.postMessage(JSON.stringify(message));
-  }
-
-  /** Where the store has put the files: "opfs", "nowhere". It says so at every `waiting`. */
-  #stored() {
-    return new Promise((resolve) => {
-      this.channel.onmessage = ({ data }) => {
-        const { kind, where } = JSON.parse(data);
-        if (kind === "stored") resolve(where);
-      };
-      this.#tell({ kind: "waiting" });
-    });
-  }
-
-  async #files(manifest) {
-    const where = await this.#stored();
-    if (where === "opfs") return new KeptFiles({ entries: manifest.files, base: BASE.href });
-    return fetchFiles(manifest, (message) => this.#tell(message));
-  }
-
-  async #tokenizer(files) {
-    const manifest = JSON.parse(await this.manifest);
-    return openTokenizer(await (await files).read(manifest.tokenizer));
-  }
-
-  async #open(site, files) {
-    const progress = (done, total) =>
-      this.#tell({ kind: "progress", stage: "open", done, total, unit: "files", rate: null, seconds_left: null });
-    return openSession(await this.manifest, await site, await files, this.runtime, progress);
+  async read(name) {
+    const root = await navigator.storage.getDirectory();
+    const folder = await root.getDirectoryHandle(folderName(BASE));
+    const handle = await folder.getFileHandle(this.entries.get(name).sha256);
+    return new Uint8Array(await (await handle.getFile()).arrayBuffer());
   }
 }
 
-/** A file that is downloaded into memory. */
 class MemorySink {
-  constructor(bytes) {
+  constructor(bytes, hash) {
     this.buffer = new Uint8Array(bytes);
     this.length = 0;
+    this.hash = hash;
   }
 
   write(bytes) {
@@ -93,38 +47,44 @@ class MemorySink {
     this.length += bytes.length;
   }
 
-  read(view, at) {
-    view.set(this.buffer.subarray(at, at + view.length));
-  }
-
   clear() {
     this.length = 0;
   }
+
+  async digest() {
+    return self.crypto?.subtle ? sha256(this.buffer) : this.hash(this.buffer);
+  }
 }
 
-async function fetchFiles(manifest, report) {
+async function fetchFiles(manifest, report, hash) {
   const entries = needed(manifest);
   const total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
-  const meter = new Meter("download", total, report);
+  const meter = new Meter("download", total, (message) => report(JSON.stringify(message)));
   const files = new Map();
   try {
     for (const entry of entries) {
-      const sink = new MemorySink(entry.bytes);
+      const sink = new MemorySink(entry.bytes, hash);
       await download(new URL(`models/${manifest.slug}/${entry.name}`, BASE).href, entry, sink, meter);
       files.set(entry.name, sink.buffer);
     }
   } catch (error) {
     throw asFault(error);
   }
-  return new MemoryFiles(files);
+  return {
+    read: async (name) => files.get(name),
+  };
 }
 
-/** The tokenizer of tokenizer.json (`bytes`): {encode(text) → Int32Array, decode(ids) → text}. */
+/**
+ * The tokenizer of tokenizer.json (`bytes`): {added: [[text, special]], encode(text) → Int32Array, decode(ids) → text}.
+ * `added` are the tokens recognised wherever they are spelt out.
+ */
 export async function openTokenizer(bytes) {
   const { Tokenizer } = await import(new URL("tokenizers/tokenizers.min.mjs", BASE).href);
   const json = JSON.parse(new TextDecoder().decode(bytes));
   const tokenizer = new Tokenizer(json, { clean_up_tokenization_spaces: false });
   return {
+    added: (json.added_tokens ?? []).map(({ content, special }) => [content, Boolean(special)]),
     encode: (text) => Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids, Number),
     decode: (ids) => tokenizer.decode(Array.from(ids), { skip_special_tokens: true }),
   };
@@ -144,7 +104,7 @@ export async function openSession(manifestText, siteText, files, forced, report,
     const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
     try {
       return await module.open({
-        manifest, read: (name) => files.read(name), files, base: BASE.href, onProgress: report, choice,
+        manifest, read: (name) => files.read(name), base: BASE.href, onProgress: report, choice,
       });
     } catch (error) {
       if (error instanceof WrongOutput) await remember(graphSha256(manifest, choice)).catch(console.warn);

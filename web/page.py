@@ -16,6 +16,7 @@ import words
 from bill import Bill
 from desk import Desk
 from dom import by_id, on
+from kiosk import Kiosk
 from settings import Settings
 from turns import Answer, Turns
 
@@ -32,16 +33,18 @@ class Page:
         self.channel.onmessage = create_proxy(self._on_message)
         self.messages: list[dict[str, str]] = []
         self.answer: Answer | None = None  # The answer being written or waited for.
+        self.turn = 0  # Number of the latest question; what the engine says of an earlier one comes too late.
         self.slug = ""
         self.runtime = ""  # Where the model runs, in words; "" until it is ready.
         self.is_base = False
-        self.bill = Bill(self._send)
+        self.bill = Bill(self.send)
         self.desk = Desk()
         self.turns = Turns(self._again)
         self.settings = Settings(self._on_language)
         on(by_id("composer"), "submit", self._on_submit)
         on(by_id("new-chat"), "click", lambda _: self._new_chat())
         on(js.window, "keydown", self._on_window_key)
+        self.kiosk = Kiosk(self) if by_id("kiosk") else None
         js.handbill.up = True
         self.booting = asyncio.create_task(self._boot())
 
@@ -74,6 +77,8 @@ class Page:
 
     def _on_message(self, event: Event) -> None:
         message = json.loads(event.data)
+        if message.get("turn", self.turn) not in (0, self.turn):
+            return
         handler = getattr(self, f"_on_{message['kind']}", None)
         if handler:  # Our own words on the channel do not come back, but another kind may be meant for the engine.
             handler(message)
@@ -140,19 +145,21 @@ class Page:
                 self.answer.fail(words.say("turns.not_loaded"))
                 self.answer = None
             self.desk.alarm(sentence)
+        if self.kiosk:
+            self.kiosk.fault(message["fault"])
 
     # What the visitor does.
 
     def _on_submit(self, event: Event) -> None:
         event.preventDefault()
         if self.answer:
-            self._stop()
+            self.stop()
         elif text := self.desk.take():
-            self._send(text)
+            self.send(text)
 
     def _on_window_key(self, event: Event) -> None:
         if event.key == "Escape" and self.answer and not self.settings.open:
-            self._stop()
+            self.stop()
 
     def _on_language(self) -> None:
         words.speak(js.handbill.language.spoken())
@@ -160,7 +167,8 @@ class Page:
         if self.runtime and not self.answer:
             self._idle()
 
-    def _send(self, text: str) -> None:
+    def send(self, text: str) -> None:
+        """Ask ``text``, unless an answer is under way."""
         if self.answer:
             return
         self.bill.show(False)
@@ -172,6 +180,7 @@ class Page:
 
     def _begin(self) -> None:
         """Make room for an answer and ask for it, now or when the model is ready."""
+        self.turn += 1
         self.answer = self.turns.begin(self.messages[-1]["content"] if self.is_base else "")
         self.answer.say(words.say("turns.reading" if self.runtime else "turns.waiting"))
         self.desk.busy(True)
@@ -184,11 +193,12 @@ class Page:
         if system:
             messages = [{"role": "system", "content": system}] + messages  # noqa: RUF005 - MicroPython lacks [*a, b]
         self.desk.hush()
-        self._post("ask", messages=messages, settings=self.settings.sampling())
+        self._post("ask", turn=self.turn, messages=messages, settings=self.settings.sampling())
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the answer under way; one that waits for the model is taken back."""
         if self.runtime:
-            self._post("stop")
+            self._post("stop", turn=self.turn)
         else:
             self.turns.unask()
             self.desk.give_back(self.messages.pop()["content"])
@@ -204,7 +214,18 @@ class Page:
 
     def _new_chat(self) -> None:
         if self.answer:
-            self._stop()
+            self._post("stop", turn=self.turn)
+        self._clear()
+
+    def forget(self) -> None:
+        """Leave nothing of the conversation, here or in the engine."""
+        self._post("forget", turn=self.turn)
+        self._clear()
+        self.desk.forget()
+        self.settings.forget()
+
+    def _clear(self) -> None:
+        self.turn += 1  # Whatever still comes belongs to nobody.
         self.messages = []
         self.turns.clear()
         self.bill.show(True)

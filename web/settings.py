@@ -20,6 +20,8 @@ class Settings:
         self._spoken = spoken
         self._chosen = _kept()
         self._defaults: dict[str, float] = {}
+        self._most = 0  # Longest answer that a kiosk allows, in tokens; 0 for no bound of its own.
+        self._given_system = ""  # The kiosk's system prompt.
         self._dialog = by_id("settings")
         on(by_id("open-settings"), "click", self._on_open)
         on(self._dialog, "change", self._on_change)
@@ -44,22 +46,38 @@ class Settings:
     def fit(self, ready: dict) -> None:  # type: ignore[type-arg]
         """Take defaults and limits from the ``ready`` message of the model."""
         self._defaults = ready["generation"]
-        by_id("max_tokens").max = ready["context"]
+        by_id("max_tokens").max = self._most or ready["context"]
         if not ready["takes_system"]:
             by_id("system").disabled = True
             label(by_id("system-note"), "settings.system_none")
         self._show()
 
     def sampling(self) -> "dict[str, float]":
-        """What the visitor chose of an ``ask`` message's settings."""
-        return {name: self._chosen[name] for name in SAMPLING if name in self._chosen}
+        """What the visitor, or the kiosk, chose of an ``ask`` message's settings."""
+        chosen = {name: self._chosen[name] for name in SAMPLING if name in self._chosen}
+        if self._most:
+            chosen["max_tokens"] = min(self._most, chosen.get("max_tokens", self._most))
+        return chosen
 
     def system(self) -> str:
         """The system prompt, "" for none."""
-        return "" if by_id("system").disabled else self._chosen.get("system", "")
+        return "" if by_id("system").disabled else self._chosen.get("system", self._given_system)
+
+    def furnish(self, system: str, most: int) -> None:
+        """A kiosk's system prompt and longest answer in tokens."""
+        self._given_system, self._most = system, most
+        by_id("max_tokens").max = most
+
+    def forget(self) -> None:
+        """Undo all choices."""
+        self._chosen = {}
+        by_id("language-choice").value = ""
+        js.handbill.language.fill()
+        self._spoken()  # type: ignore[operator]
+        self._show()
 
     def _show(self) -> None:
-        by_id("system").value = self._chosen.get("system", "")
+        by_id("system").value = self._chosen.get("system", self._given_system)
         for name in SAMPLING:
             by_id(name).value = self._chosen.get(name, self._defaults.get(name, ""))
         self._show_values()

@@ -15,7 +15,6 @@ globalThis.handbill = {
   kept,
   language,
   up: false, // page.py sets it.
-  ready: false, // The model is.
 };
 language.fill();
 
@@ -27,28 +26,7 @@ store.addEventListener("error", (event) => {
 });
 store.postMessage({ slug: handbill.slug });
 
-// PyScript starts the engine's worker; python.mjs, which it takes for the interpreter, opens this model meanwhile.
-const engine = document.querySelector("script[name=engine]");
-const config = JSON.parse(engine.getAttribute("config"));
-const interpreter = new URL(config.interpreter, location.href);
-interpreter.search = new URLSearchParams({ channel: handbill.channel, slug: handbill.slug, runtime: handbill.runtime });
-config.interpreter = interpreter.href; // PyScript completes only addresses that end in .mjs.
-engine.setAttribute("config", JSON.stringify(config));
-
-// The service worker (service.js) keeps the site once the model is ready, when nobody waits for anything. A host that
-// sends no isolation headers needs it at once, for threads: it adds them from the first reload on.
-const offline = isSecureContext && navigator.serviceWorker;
-if (offline && !crossOriginIsolated && !navigator.serviceWorker.controller) {
-  navigator.serviceWorker.addEventListener("controllerchange", () => handbill.ready || location.reload());
-  navigator.serviceWorker.register("service.js");
-}
-const listener = new BroadcastChannel(handbill.channel);
-listener.onmessage = async ({ data }) => {
-  if (!offline || JSON.parse(data).kind !== "ready") return;
-  handbill.ready = true;
-  await navigator.serviceWorker.register("service.js");
-  (await navigator.serviceWorker.ready).active.postMessage({ kind: "keep" });
-};
+if (document.getElementById("kiosk")) import("./watchdog.js").then((watchdog) => (handbill.watchdog = watchdog));
 
 // Until page.py is up nobody else can say what went wrong: a file that is missing, a browser that is too old.
 function tell(event) {

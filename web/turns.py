@@ -172,7 +172,7 @@ def _button(act: str) -> "js.Element":
     button = element("button", "quiet small")
     button.type = "button"
     button.hidden = True
-    button.dataset.act = act
+    button.dataset.act = button.dataset.control = act
     label(button, f"turns.{act}")
     button.dataset.wordLabel = f"turns.{act}_label"
     button.ariaLabel = words.say(f"turns.{act}_label")

@@ -39,8 +39,8 @@ def source(model: str) -> str:
     return model
 
 
-def run(name: str, scratch: str) -> tuple[float, float, Path]:
-    """Seconds, peak resident megabytes and the folder of one export."""
+def run(name: str, scratch: str) -> tuple[float, Any, Path]:
+    """Seconds, resource usage and the folder of one export."""
     command = [sys.executable, "exporter/export.py", name, "--output", scratch]
     started = time.monotonic()
     child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'web'}"})
@@ -48,7 +48,7 @@ def run(name: str, scratch: str) -> tuple[float, float, Path]:
     seconds = time.monotonic() - started
     if status:
         raise SystemExit("The export failed; its own words are above.")
-    return seconds, usage.ru_maxrss * 1024 / 1e6, next(path for path in Path(scratch).iterdir() if path.is_dir())
+    return seconds, usage, next(path for path in Path(scratch).iterdir() if path.is_dir())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -63,7 +63,7 @@ def measure(model: str, twice: bool) -> dict[str, Any]:
     """One export of ``model`` (or two), as figures."""
     name, load = source(model), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
-        seconds, megabytes, folder = run(name, scratch)
+        seconds, usage, folder = run(name, scratch)
         first = contents(folder)
         if twice:
             run(name, scratch)
@@ -78,7 +78,8 @@ def measure(model: str, twice: bool) -> dict[str, Any]:
         "load_at_start": round(load, 2),
         "parameters": manifest["architecture"]["parameters"],
         "seconds": round(seconds, 1),
-        "peak_megabytes": round(megabytes),
+        "processor_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_megabytes": round(usage.ru_maxrss * 1024 / 1e6),
         "nodes": len(graph.node),
         "bytes": sum(file["bytes"] for file in manifest["files"]),
         "bytes_of_weights": sum(file["bytes"] for file in manifest["files"] if file["name"] in manifest["weights"]),

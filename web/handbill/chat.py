@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from handbill.manifest import Manifest
+from handbill.plain import Plain
 
 Message = Mapping[str, Any]
 """One turn: ``role`` (system, user, assistant, tool) and ``content``; a template may read further keys."""
@@ -116,12 +117,14 @@ def completion_prompt(messages: Sequence[Message], bos_token: str) -> str:
 class Prompter:
     """Writes a model's prompts: through its chat template, or as plain text where it has none (``is_base``).
 
+    ``added`` is ``Tokenizer.added``: what a message spells of it stays plain text (see ``plain``).
     Raises ChatError for a chat template that does not compile.
     """
 
-    def __init__(self, manifest: Manifest, clock: Callable[[], datetime]) -> None:
+    def __init__(self, manifest: Manifest, clock: Callable[[], datetime], added: Mapping[str, bool]) -> None:
         self.is_base = is_base(manifest)
         self._bos_token = manifest.bos_token
+        self._plain = Plain(added, manifest.chat_template)
         self._template: ChatTemplate | None = None
         if not self.is_base:
             tokens = {"bos_token": manifest.bos_token, "eos_token": manifest.eos_token}
@@ -129,12 +132,12 @@ class Prompter:
         self.takes_system = self._template is not None and self._template.takes_system()
 
     def prompt(self, messages: Sequence[Message], **variables: Any) -> str:
-        """The text to tokenize for the next answer to ``messages``. Raises ChatError."""
+        """The text for the next answer to ``messages``, to be tokenized by ``plain.encode``. Raises ChatError."""
         if not messages:
             raise ChatError("There is no message to answer: write one first.")
         if self._template is None:
-            return completion_prompt(messages, self._bos_token)
-        return self._template.render(messages, **variables)
+            return self._bos_token + self._plain.text(completion_prompt(messages, ""))
+        return self._template.render([self._plain.message(message) for message in messages], **variables)
 
 
 def _tojson(

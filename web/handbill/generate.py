@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from handbill.openings import Openings
+from handbill.plain import encode
 from handbill.sampling import Sampler, Settings
 from handbill.session import Candidates, Session, SessionError, Tokenizer
 from handbill.stream import Detokenizer, StopStrings
@@ -66,19 +67,24 @@ class Done:
 
 Event = Prefill | Piece | Done
 
+MOST_CHARACTERS = 16
+"""Characters for each token of context beyond which a prompt is not even tokenized: no writing has so many to a token,
+and a megabyte without spaces keeps the browser's tokenizer busy for 40 s (measured)."""
+
 
 class TooLongError(ValueError):
-    """A prompt of ``tokens`` tokens that the model's ``context`` cannot hold. Nothing was computed."""
+    """A prompt of ``length`` (in words, such as "9,000 tokens") that the model's ``context`` cannot hold.
+
+    Nothing was computed.
+    """
 
     kind = "too_long"
 
-    def __init__(self, tokens: int, context: int) -> None:
+    def __init__(self, length: str, context: int) -> None:
         super().__init__(
-            f"The conversation is {tokens:,} tokens long and this model holds {context:,} at most: "
+            f"The conversation is {length} long and this model holds {context:,} tokens at most: "
             "shorten the message or start a new chat."
         )
-        self.tokens = tokens
-        self.context = context
 
 
 class Drafter(Protocol):
@@ -126,6 +132,15 @@ class Generator:
         """End the answer now being written: after the prefill chunk or the token that is being computed."""
         self._stop = True
 
+    def forget(self) -> None:
+        """Empty the KV cache: nothing of an earlier conversation is left to continue from.
+
+        Raises RuntimeError while an answer is being written.
+        """
+        if self._busy:
+            raise RuntimeError("An answer is still being written; stop it and wait for its end before forgetting it.")
+        self._rewind(0)
+
     async def answer(self, prompt: str, settings: Settings) -> AsyncIterator[Event]:
         """Answer ``prompt`` (text as the chat template wrote it), as events that end with one Done.
 
@@ -138,11 +153,13 @@ class Generator:
         self._busy, self._stop = True, False
         try:
             started = self._clock()
-            ids = self._tokenizer.encode(prompt)
+            if len(prompt) > MOST_CHARACTERS * self._session.context:
+                raise TooLongError(f"{len(prompt):,} characters", self._session.context)
+            ids = encode(self._tokenizer, prompt)
             if not ids:
                 raise ValueError("The prompt is empty; write a message first.")
             if len(ids) > self._session.context:
-                raise TooLongError(len(ids), self._session.context)
+                raise TooLongError(f"{len(ids):,} tokens", self._session.context)
             prompt_tokens = len(ids)
             reused = await self._recall(ids, self._reuse(ids))
             answer = _Answer(self._tokenizer, settings, started)
@@ -210,8 +227,8 @@ class Generator:
         """
         if not self._openings or self._busy:
             return
-        ids = self._tokenizer.encode(prompt)
-        opening = ids[: _alike(ids, self._tokenizer.encode(other))]
+        ids = encode(self._tokenizer, prompt)
+        opening = ids[: _alike(ids, encode(self._tokenizer, other))]
         if _alike(self.cached, opening) == len(opening):
             await self._openings.keep(opening)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +53,10 @@ class SessionError(RuntimeError):
 
 class Tokenizer(Protocol):
     """Text to token ids and back; special tokens written out in ``text`` are recognised."""
+
+    @property
+    def added(self) -> Mapping[str, bool]:
+        """The tokens recognised wherever they are spelt out, and whether each is special."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; no BOS is added (the chat template writes it where the model wants one)."""

@@ -3,17 +3,16 @@
 // tokens) decodes greedily, then goes back to it and reads on. Answered with {at, seconds, milliseconds, output} a stop:
 // `seconds` to read since the stop before, the median `milliseconds` of a decoded token.
 
-import { source } from "/files.js";
 import { open } from "/sessions/cpu.js";
 
 let session;
 
-const read = async (name) => new Uint8Array(await (await fetch(`/model/${name}`)).arrayBuffer());
-const files = { read, open: async (name) => source(name, await read(name)) };
-
 async function begin({ manifest, base, choice }) {
   const started = performance.now();
-  session = await open({ manifest, base, choice, files });
+  session = await open({
+    manifest, base, choice,
+    read: async (name) => new Uint8Array(await (await fetch(`/model/${name}`)).arrayBuffer()),
+  });
   const { context, runtime, bytes } = session;
   return { seconds: (performance.now() - started) / 1000, context, runtime, bytes, isolated: self.crossOriginIsolated };
 }
