@@ -112,7 +112,7 @@ class CpuSession {
     this.chunk = Math.min(map.chunk, this.context);
     this.length = 0;
     this.runtime = words;
-    this.kernels = `cpu-${LAYOUT}-${map.relaxed ? "relaxed" : "plain"}`; // Snapshots of others are of no use here.
+    this.kernels = `cpu-${LAYOUT}`; // Snapshots of others are of no use here.
   }
 
   /**
