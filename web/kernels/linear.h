@@ -30,7 +30,8 @@ typedef struct {
 /* d[m] += the products of `pairs` pairs of inputs: weights int16 [pair][8 outputs][2], activations int16 of `rows` rows,
  * [pair][stride][2]. */
 INLINE void dot_pairs(const int16_t *w, const int16_t *a, int pairs, int stride, const int rows, vec d[][2]) {
-  ROLLED for (int i = 0; i < pairs; i++) {
+  const int16_t *end = w + pairs * 16;
+  ROLLED do {
     vec w0 = load(w), w1 = load(w + 8);
     UNROLL for (int m = 0; m < rows; m++) {
       vec t = splat32(a + m * 2);
@@ -38,7 +39,7 @@ INLINE void dot_pairs(const int16_t *w, const int16_t *a, int pairs, int stride,
       d[m][1] = wasm_i32x4_add(wasm_i32x4_dot_i16x8(t, w1), d[m][1]);
     }
     w += 16, a += stride * 2;
-  }
+  } while (w != end);
 }
 
 /* y[row][panel's 8 outputs] = activations x panels [first, last) of packed weights (+ bias), for `rows` tokens.

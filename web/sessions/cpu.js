@@ -9,6 +9,7 @@ import { readPlan } from "./cpu-plan.js";
 
 const CHUNK = 128; // Tokens of prompt between two looks at Stop: about half a second.
 const ASKED = 16; // Most positions one step gives candidates for.
+const DRAFTS = 3; // Drafted tokens a step may check: with its own token they are one tile of four rows.
 const LEAST_CONTEXT = 512;
 const HELPER_SECONDS = 10;
 
@@ -111,6 +112,7 @@ class CpuSession {
     this.context = map.positions;
     this.chunk = Math.min(map.chunk, this.context);
     this.length = 0;
+    this.drafts = DRAFTS;
     this.runtime = words;
     this.kernels = `cpu-${LAYOUT}`; // Snapshots of others are of no use here.
   }
