@@ -46,7 +46,7 @@ def export(model: Path, tmp_path: Path, *arguments: str) -> tuple[Manifest, str]
 def test_ways_to_quantize(
     arguments: list[str], method: str, least: float, most: float, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Each goes through the gate against eager torch; what it did is in the manifest and, a matrix a row, in the page."""
+    """Each passes the gate against eager torch; what it did is in the manifest and, a matrix a row, in the page."""
     manifest, report = export(checkpoint, tmp_path, *arguments)
     assert manifest.quantization.method.startswith(method)
     assert least <= manifest.quantization.bits_per_weight <= most
