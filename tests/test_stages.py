@@ -20,7 +20,7 @@ class StoppedError(BaseException):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint.save("llama-untied", tmp_path_factory.mktemp("checkpoint") / "tiny")
+    return tiny_checkpoint.save("tinyllama-1.1b-chat", tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,9 @@ def dequantized(checkpoint: Checkpoint) -> Any:
 
 
 # Final soft-capping, scaled logits, biases, a scaled embedding, partial rotary with biases, a head of its own.
-@pytest.mark.parametrize("name", ["gemma2", "granite", "qwen2", "gemma3", "phi", "llama-untied"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "granite-3-2b", "qwen2.5-0.5b", "gemma-3-270m", "phi-2", "tinyllama-1.1b-chat"]
+)
 def test_both_streams_are_the_whole_models(name: str, tmp_path: Path) -> None:
     checkpoint = opened(name, tmp_path)
     model = skeleton(checkpoint.config, checkpoint.weights)

@@ -16,7 +16,7 @@ from exporter.skeleton import matrices, skeleton, whole_model
 from exporter.weights import PIECE, Matrix, Safetensors
 
 
-@pytest.mark.parametrize("name", ["llama-untied", "gemma3", "qwen2"])
+@pytest.mark.parametrize("name", ["tinyllama-1.1b-chat", "gemma-3-270m", "qwen2.5-0.5b"])
 def test_the_whole_model_is_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
     folder = tiny_checkpoint.save(name, tmp_path / "tiny")
     checkpoint = open_checkpoint(str(folder), tmp_path)
