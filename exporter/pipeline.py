@@ -144,8 +144,9 @@ def _key(checkpoint: Checkpoint, choice: Choice, demands: Demands, context: int)
 
 def _require_space(folder: Path, choice: Choice, found: list[Matrix], logits: int) -> None:
     """Refuse before the work if Blocks, shards and ``logits`` will not fit; what a stopped run left counts as free."""
+    parameters = sum(matrix.rows * matrix.columns for matrix in found)
     # Scales and zero points take about a bit a weight more; a budget only makes less of it.
-    needed = 2 * sum(matrix.rows * matrix.columns * (choice.bits_of(matrix) + 1) / 8 for matrix in found)
+    needed = 2 * sum(matrix.rows * matrix.columns * (choice.bits_of(matrix, parameters) + 1) / 8 for matrix in found)
     needed += 4 * logits + MARGIN
     free = shutil.disk_usage(folder.parent).free + sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     if free < needed:
