@@ -33,8 +33,8 @@ Choose = Callable[[Matrix, Tensor | None], Round]
 """How to quantize a matrix. Its inputs float32 [tokens, columns] come from the stream of quantized weights, so they
 carry the error of all matrices before; an embedding has None."""
 
-LOGITS = 1 << 25
-"""Logits computed at once, 128 MB of them: a vocabulary of 256,000 makes a long text's too many to keep."""
+LOGITS = 1 << 26
+"""Logits computed at once, 256 MB of them: a vocabulary of 256,000 makes a long text's too many to keep."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,31 @@ def stream(
     text's own.
     """
     found = matrices(model, weights)
-    with stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in found), "weights") as bar:
-        exact = {matrix.name for matrix in found if _keep(matrix, store)}
-        rows = [1] if len(exact) == len(found) else [1, 1 + (0 if calibration is None else len(calibration))]
+    by_name = {matrix.name: matrix for matrix in found}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: f"{name}.weight" for name, module in model.named_modules()}
+    table = by_name[names[embedding]]
+    last = by_name.get(names[head], table)  # a tied lm_head computes with the embedding's matrix
+    exact = {matrix.name for matrix in found if _keep(matrix, store)}
+    rows = [1] if len(exact) == len(found) else [1, 1 + (0 if calibration is None else len(calibration))]
+    tokens = torch.tensor([list(ids)] * min(2, sum(rows)))
+    if calibration is not None and len(rows) == 2:
+        tokens = torch.cat([tokens, calibration])
+    step = max(1, LOGITS // (last.rows * min(2, sum(rows))))
+    read = [matrix for matrix in found if matrix is table or matrix is not last] + [last] * -(-len(ids) // step)
+    with (
+        stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in read), "weights") as bar,
+        ExitStack() as patches,
+    ):
         run = _Pass(store, choose, exact, rows, bar.update)
-        by_name = {matrix.name: matrix for matrix in found}
-        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        names = {module: f"{name}.weight" for name, module in model.named_modules()}
-        table = by_name[names[embedding]]
-        tokens = torch.tensor([list(ids)] * min(2, sum(rows)))
-        if calibration is not None and len(rows) == 2:
-            tokens = torch.cat([tokens, calibration])
-        with ExitStack() as patches:
-            patches.enter_context(run.embedding(embedding, table, tokens))
-            for module in model.modules():
-                if isinstance(module, nn.Linear):  # a tied lm_head computes with the embedding's matrix
-                    patches.enter_context(run.linear(module, by_name.get(names[module], table)))
-            hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-            predictions = Predictions.create(store.folder, len(ids), head.out_features)
-            alone, both, reference = _measure(
-                _slices(model, hidden[:2], head.out_features), predictions, ids, positions
-            )
-            return Streamed(alone.perplexity, both, reference, run.errors)
+        patches.enter_context(run.embedding(embedding, table, tokens))
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                patches.enter_context(run.linear(module, by_name.get(names[module], table)))
+        hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+        predictions = Predictions.create(store.folder, len(ids), last.rows)
+        alone, both, reference = _measure(_slices(model, hidden[:2], step), predictions, ids, positions)
+        return Streamed(alone.perplexity, both, reference, run.errors)
 
 
 def _keep(matrix: Matrix, store: Store) -> bool:
@@ -114,12 +117,12 @@ class _Pass:
             if known is None:
                 assert round_rows is not None and source is not None
                 made.append(round_rows(source))
-                self.report(source.numel())
             quantized = (made[-1] if known is None else known.take_rows(rows)).dequantize()
             if known is None and source is not None:
                 error += float((quantized - source).square().sum())
                 power += float(source.square().sum())
             yield rows, quantized if source is None else source, quantized
+            self.report(quantized.numel())
         if known is None:
             joined = stack(made)
             assert joined is not None
@@ -166,9 +169,8 @@ class _Pass:
             module.weight, module.padding_idx = own, padding
 
 
-def _slices(model: Any, hidden: Tensor, vocabulary: int) -> Iterator[Tensor]:
-    """Logits [streams, n, vocabulary] of ``hidden`` a few positions at a time, by the model's own last lines."""
-    step = max(1, LOGITS // (vocabulary * hidden.shape[0]))
+def _slices(model: Any, hidden: Tensor, step: int) -> Iterator[Tensor]:
+    """Logits [streams, n, vocabulary] of ``hidden``, ``step`` positions at a time, by the model's own last lines."""
     for part in torch.split(hidden, step, 1):
         output = BaseModelOutputWithPast(last_hidden_state=part)
         model.get_decoder().forward = lambda *_, output=output, **__: output

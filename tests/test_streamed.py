@@ -175,3 +175,27 @@ def test_a_store_keeps_blocks_as_they_are(tmp_path: Path) -> None:
     assert_same(Store(tmp_path / "store").read("a.weight"), made)
     form = store.forms()["a.weight"]
     assert (form.rows, form.columns, form.bytes, form.error) == (made.rows, made.columns, made.bytes, made.error)
+
+
+def test_progress_counts_what_the_text_went_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix once, and lm_head once a slice of the text's logits: the bar ends where it said it would."""
+    from contextlib import contextmanager
+
+    counted: list[int] = []
+
+    @contextmanager
+    def watched(_: str, total: int, __: str) -> Any:
+        bar = type("Bar", (), {"update": staticmethod(counted.append)})
+        yield bar
+        assert sum(counted) == total
+
+    monkeypatch.setattr(streamed, "stage", watched)
+    for name in ("llama", "llama-untied"):
+        counted.clear()
+        checkpoint = opened(name, tmp_path / name)
+        model = skeleton(checkpoint.config, checkpoint.weights)
+        stream(model, checkpoint.weights, Store(tmp_path / name / "store"), nearest, IDS, GATE)
+        head = tiny_checkpoint.VOCABULARY * checkpoint.config.hidden_size
+        assert sum(counted) == sum(m.rows * m.columns for m in matrices(model, checkpoint.weights)) + head * (
+            5 if name == "llama" else 4
+        )
