@@ -10,6 +10,8 @@ from exporter.blocks import round_to_nearest
 from exporter.gptq import Compensation
 from exporter.grid import min_max, search, split
 from exporter.hqq import NORM, half_quadratic
+from exporter.quantize import SMALL, Choice, Chooser
+from exporter.weights import Matrix
 
 
 def weights(rows: int = 48, columns: int = 96, seed: int = 0) -> Tensor:
@@ -94,3 +96,17 @@ def test_inputs_that_never_occur_do_no_harm() -> None:
     x[:, 5] = 0
     made = Compensation(x).quantize(weights(), 4)
     assert torch.isfinite(made.dequantize()).all() and made.error < 2.0
+
+
+def test_bits_of_a_table_by_the_models_size() -> None:
+    """8 bits up to a billion parameters; above 4, without zero points where weights are rounded to nearest."""
+    table, layer = (Matrix(name, 64, 64, name == "table", None) for name in ("table", "layer"))  # type: ignore[arg-type]
+    choice = Choice()
+    assert [choice.bits_of(matrix, SMALL) for matrix in (table, layer)] == [8, 4]
+    assert [choice.bits_of(matrix, SMALL + 1) for matrix in (table, layer)] == [4, 4]
+    assert [Choice(bits=8).bits_of(matrix, SMALL + 1) for matrix in (table, layer)] == [8, 8]
+    weights = torch.randn(64, 64)
+    chooser = Chooser("rtn", {"table": 4, "layer": 4}, 0)
+    found = {matrix.name: chooser(matrix, None if matrix is table else weights)(weights) for matrix in (table, layer)}
+    assert found["table"].zeros is None and found["layer"].zeros is not None
+    assert 8 * found["table"].bytes / 64**2 == 4.5

@@ -190,7 +190,7 @@ def test_progress_counts_what_the_text_went_through(tmp_path: Path, monkeypatch:
         assert sum(counted) == total
 
     monkeypatch.setattr(streamed, "stage", watched)
-    for name in ("llama", "llama-untied"):
+    for name in ("llama", "tinyllama-1.1b-chat"):
         counted.clear()
         checkpoint = opened(name, tmp_path / name)
         model = skeleton(checkpoint.config, checkpoint.weights)
