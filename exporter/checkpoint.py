@@ -69,6 +69,11 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
     raise recipes.unknown(name)
 
 
+def open_gguf(path: Path) -> Checkpoint:
+    """A GGUF file, as open_checkpoint gives it but without the hash of its contents: nothing but its head is read."""
+    return _from_gguf(path, Source("gguf", path.name, ""), None, "")
+
+
 def slug(name: str) -> str:
     """A plain folder name, lower case, for the last part of ``name``."""
     return re.sub(r"[^a-z0-9.]+", "-", Path(name).name.removesuffix(".gguf").lower()).strip("-.") or "model"

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from exporter.attention import NewKeysOnly, rotary_inside
 from exporter.modules import Step
+from exporter.operators import split
 from exporter.substitute import Substituted
 
 TOP_K = 64
@@ -135,7 +136,7 @@ def convert(substituted: Substituted, kv_heads: int, head_dim: int, folder: Path
     the tensors themselves go into the shards without having passed through torch's exporter and protobuf (which copy,
     and end at 2 GB). ``folder`` must be empty or new.
     """
-    with _quiet(), _stand_ins(substituted.model) as left_out:
+    with _quiet(), _chunks_split(), _stand_ins(substituted.model) as left_out:
         onnx_export_from_model(
             substituted.model,
             folder,
@@ -168,6 +169,15 @@ def _stand_ins(model: Any) -> Iterator[dict[str, Tensor]]:
     finally:
         for (module, key), real in owned.items():
             setattr(module, key, real)
+
+
+@contextlib.contextmanager
+def _chunks_split() -> Iterator[None]:
+    torch.onnx.register_custom_op_symbolic("prim::ConstantChunk", split, OPSET)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("prim::ConstantChunk", OPSET)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

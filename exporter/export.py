@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import ExportError
-from exporter.recipes import RECIPES
 from handbill.manifest import NAME
 
 EPILOG = """
@@ -95,19 +94,18 @@ def main(arguments: list[str] | None = None) -> int:
         default="quick",
         help="full also compares greedy answers to 8 prompts; holds the checkpoint in memory (default: quick)",
     )
-    parser.add_argument("--list", action="store_true", help="show the models that have a name, and exit")
+    parser.add_argument("--list", action="store_true", help="show the models that have a name, with their sizes")
+    parser.add_argument("--plan", action="store_true", help="show what exporting MODEL would take, without its weights")
     options = parser.parse_args(arguments)
-    if options.list:
-        for recipe in RECIPES:
-            origin = recipe.package.requirement if recipe.package else recipe.hub
-            print(f"{recipe.name:16} {recipe.title:28} {recipe.licence:12} {origin}")
-        return 0
-    if options.model is None:
+    if options.model is None and not options.list:
         parser.error("name a model, or use --list")
     if options.budget and options.bits:
         parser.error("--budget chooses the bits of each matrix; leave --bits away")
     try:
-        export(**{name: value for name, value in vars(options).items() if name != "list"})
+        if options.list or options.plan:
+            _say(options.model if options.plan else None, options.context)
+            return 0
+        export(**{name: value for name, value in vars(options).items() if name not in ("list", "plan")})
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -124,6 +122,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped; the same command goes on from the last stage that was whole.", file=sys.stderr)
         return 130
     return 0
+
+
+def _say(plan: str | None, context: int) -> None:
+    """Print the plan of one model, or the list of all."""
+    # Not at the top: torch and transformers take seconds to import, and --help needs neither.
+    from exporter.listing import listed, planned
+
+    for line in listed() if plan is None else [planned(plan, context)]:
+        print(line, flush=True)
 
 
 def export(
@@ -145,7 +152,6 @@ def export(
     The parameters are the command's options, 0, "" and None where one was not given. A run that was stopped leaves
     ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
     """
-    # Not at the top: torch and transformers take seconds to import, and --help and --list need neither.
     from exporter.adapter import adapt, parse
     from exporter.certificate import Demands
     from exporter.checkpoint import open_checkpoint

@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from exporter.errors import ExportError
 from exporter.recipes import Package
@@ -69,6 +70,18 @@ def _extract(wheel: Path, member: str, target: Path, licence: Path) -> None:
 
 def from_hub(repository: str, check: Callable[[Path], None]) -> tuple[Path, str]:
     """(folder, commit) of a Hub repository; ``check`` sees its config.json before any weights are asked for."""
+    check(config_from_hub(repository))
+    # Some repositories (Mistral's) hold all weights a second time under this name, in another layout.
+    folder = _snapshot(repository, _WANTED, ignore_patterns=["consolidated*"])
+    return folder, folder.name
+
+
+def config_from_hub(repository: str) -> Path:
+    """A folder with the config.json of a Hub repository, and nothing more of it downloaded."""
+    return _snapshot(repository, ["config.json"])
+
+
+def _snapshot(repository: str, patterns: list[str], **more: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -79,8 +92,7 @@ def from_hub(repository: str, check: Callable[[Path], None]) -> tuple[Path, str]
     )
 
     try:
-        check(Path(snapshot_download(repository, allow_patterns=["config.json"])))
-        folder = Path(snapshot_download(repository, allow_patterns=_WANTED))
+        return Path(snapshot_download(repository, allow_patterns=patterns, **more))
     except GatedRepoError as error:
         raise ExportError(
             f"{repository} is gated: accept its licence on its Hub page, log in with `hf auth login`, and try again."
@@ -94,4 +106,3 @@ def from_hub(repository: str, check: Callable[[Path], None]) -> tuple[Path, str]
             f"{repository} could not be downloaded, because the Hub cannot be reached from here: connect, log in "
             "(`hf auth login`) and accept the model's licence on its page, or pass the path of a folder that holds it."
         ) from error
-    return folder, folder.name

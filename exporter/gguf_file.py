@@ -123,6 +123,11 @@ class GGUFWeights:
         order = _row_order(self.config, name, found.data.shape[0])
         return GGUFTensor(found.name, found.tensor_type.name, found.data).blocks(order)
 
+    def first_row(self, name: str) -> Blocks | None:
+        """As ``blocks``, of the first row alone: enough to know how all are stored."""
+        found = self._find(name)
+        return GGUFTensor(found.name, found.tensor_type.name, found.data[:1]).blocks(None)
+
     def stamp(self) -> object:
         return stamp_of([self.file.path])
 

@@ -213,3 +213,8 @@ class GroupQueryAttention(Function):
         for present in (present_key, present_value):
             present.setType(past_key.type().with_sizes([None, kv_heads, None, head_dim]))
         return y, present_key, present_value
+
+
+def split(graph: Any, value: Any, chunks: int, dim: int) -> Any:
+    """``Tensor.chunk`` as one Split; torch's own form computes the bounds from the shape, node by node (opset ≥ 18)."""
+    return graph.op("Split", value, axis_i=dim, num_outputs_i=chunks, outputs=chunks)

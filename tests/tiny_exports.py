@@ -37,7 +37,8 @@ def exported(name: str) -> Path:
     if not folder.is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             source = tiny_checkpoint.save(name, Path(scratch) / name)
-            export(str(source), folder.parent, Path(scratch) / "cache", context=tiny_checkpoint.CONTEXT)
+            cache = Path(scratch) / "cache"
+            export(str(source), folder.parent, cache, context=tiny_checkpoint.CONTEXT, quant="rtn")
     return folder
 
 
