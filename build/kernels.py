@@ -18,6 +18,9 @@ SOURCES = Path(__file__).resolve().parent.parent / "web" / "kernels"
 
 FEATURES = "generic+simd128+bulk_memory+atomics+mutable_globals+nontrapping_fptoint+sign_ext"
 COMPILE = ["-target", "wasm32-freestanding", "-O3", "-g0", "-nostdlib", "-Wall", "-Wextra", "-Werror"]
+# Loop strength reduction makes one counter serve all of a loop's addresses, which V8 then computes one by one where
+# loads would have taken a constant offset: 2 % of a prefill and a seventh of the kernels' size.
+COMPILE += ["-mllvm", "-disable-lsr"]
 LINK = ["-Wl,--no-entry,--import-memory,--export=__stack_pointer,--export=__heap_base,--strip-all"]
 SHARED = ",--shared-memory,--max-memory=4294901760"  # 4 GiB less a page: the linker's number has 32 bits
 VARIANTS = {

@@ -7,6 +7,7 @@ import functools
 import json
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 import kernels
+from handbill.session import Candidates
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tests" / "kernels" / "run.mjs"
@@ -97,6 +99,44 @@ def run(folder: Path, steps: list[dict[str, Any]], **options: Any) -> tuple[dict
     if isinstance(result, FaultError):
         raise result
     return result
+
+
+class LiveSession:
+    """The CPU session under Node as the runtime package knows sessions: a ``handbill.session.Session``."""
+
+    drafts = 3
+
+    def __init__(self, folder: Path, context: int, **options: Any) -> None:
+        request = {"session": str(ROOT / "web" / "sessions" / "cpu.js"), "base": str(site())}
+        self._folder = tempfile.TemporaryDirectory()
+        question = Path(self._folder.name, "request.json")
+        question.write_text(json.dumps(request | {"live": case(folder, [], **options)}))
+        pipe = subprocess.PIPE
+        self._node = subprocess.Popen([*node(), str(RUNNER), str(question)], stdin=pipe, stdout=pipe, text=True)
+        self._rewind: int | None = None
+        self.context, self.chunk, self.length, self.steps = context, 128, 0, 0
+
+    async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
+        assert self._node.stdin and self._node.stdout
+        message = {"ids": list(ids), "positions": positions}
+        message |= {} if self._rewind is None else {"rewind": self._rewind}
+        print(json.dumps(message), file=self._node.stdin, flush=True)
+        answer = json.loads(self._node.stdout.readline())
+        self._rewind = None
+        self.length += len(ids)
+        self.steps += 1
+        each = len(answer["ids"]) // positions
+        return [
+            Candidates(answer["ids"][first : first + each], answer["logits"][first : first + each])
+            for first in range(0, len(answer["ids"]), each)
+        ]
+
+    def rewind(self, length: int) -> None:
+        self.length = self._rewind = length
+
+    def close(self) -> None:
+        self._node.communicate()
+        self._folder.cleanup()
 
 
 def _answer(step: dict[str, Any], line: dict[str, Any]) -> Answer:

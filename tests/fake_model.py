@@ -55,6 +55,7 @@ class FakeSession:
         self.model = model
         self.context = context
         self.chunk = chunk
+        self.drafts = chunk - 1
         self.ids: list[int] = []
         self.steps: list[tuple[int, int]] = []
         self.failures: dict[int, SessionError] = {}

@@ -61,13 +61,12 @@ def cross_entropy(logits: Array, ids: list[int]) -> float:
     return float((total - logits[np.arange(len(logits)), ids[1:]]).mean())
 
 
-@pytest.mark.parametrize(("build", "agreement"), [("relaxed", 0.96), ("plain", 0.98)])
-def test_perplexity_and_likeliest_tokens(ids: list[int], exact: Array, build: str, agreement: float) -> None:
+@pytest.mark.parametrize("build", ["relaxed", "plain"])
+def test_perplexity_and_likeliest_tokens(ids: list[int], exact: Array, build: str) -> None:
     steps = [{"ids": ids[i : i + 16], "positions": 16, "logits": True} for i in range(0, TOKENS, 16)]
     logits = np.concatenate([answer.logits for answer in run(steps, build)])
-    # 0.5 % over thousands of tokens; on 256 of them the ratio itself is known to about half a per cent.
-    assert abs(cross_entropy(logits, ids) - cross_entropy(exact, ids)) < 0.01
-    assert (logits.argmax(axis=1) == exact.argmax(axis=1)).mean() >= agreement
+    assert abs(cross_entropy(logits, ids) - cross_entropy(exact, ids)) < 0.001
+    assert (logits.argmax(axis=1) == exact.argmax(axis=1)).mean() >= 0.99
 
 
 @pytest.mark.parametrize(("build", "threads"), [("relaxed", 1), ("relaxed", 2), ("plain", 2)])

@@ -61,6 +61,11 @@ class BrowserSession:
         return int(self._session.length)
 
     @property
+    def drafts(self) -> int:
+        """The most drafted tokens that one step may check; sessions that do not say take none."""
+        return int(getattr(self._session, "drafts", 0))
+
+    @property
     def runtime(self) -> str:
         """Where the model runs, in words for the page."""
         return str(self._session.runtime)

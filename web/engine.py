@@ -97,6 +97,7 @@ class Engine:
         from handbill.generate import Generator
         from handbill.manifest import Manifest
         from handbill.openings import Openings
+        from handbill.speculate import PromptLookup
 
         response = await pyfetch(f"{host.BASE.href}models/{slug}/manifest.json")
         text = await response.string()
@@ -112,7 +113,7 @@ class Engine:
         openings = Openings(BrowserOpenings(store)) if store else None
         self._manifest = manifest
         self._prompter = prompter
-        self._generator = Generator(session, tokenizer, manifest.eos_ids, time.perf_counter, openings=openings)
+        self._generator = Generator(session, tokenizer, manifest.eos_ids, time.perf_counter, PromptLookup(), openings)
         self.post(
             "ready",
             slug=manifest.slug,

@@ -1,10 +1,12 @@
 // Runs web/sessions/cpu.js under Node: node run.mjs REQUEST.json, where the request lists cases: a model's folder,
 // its manifest and the steps to do. Writes one JSON document per line, one for each case, into the file that the request
-// names for answers.
+// names for answers. A request with `live`, one such case without steps, then takes one step per line of stdin and
+// answers each on stdout, until stdin ends.
 
 import fs from "node:fs/promises";
 import { openSync, readFileSync, writeSync } from "node:fs";
 import path from "node:path";
+import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 import { Worker as NodeWorker } from "node:worker_threads";
 
@@ -43,16 +45,29 @@ const request = JSON.parse(readFileSync(process.argv[2], "utf8"));
 const { open } = await import(pathToFileURL(request.session).href);
 const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
 const say = (message) => writeSync(answers, `${JSON.stringify(message)}\n`);
-const answers = openSync(request.answers, "w");
+const answers = request.answers && openSync(request.answers, "w");
 
-async function run({ folder, manifest, choice, steps, kill }) {
-  const session = await open({
-    manifest,
-    read: async (name) => new Uint8Array(await fs.readFile(path.join(folder, name))),
-    base: pathToFileURL(`${request.base}/`).href,
-    onProgress: () => {},
-    choice,
-  });
+const openCase = ({ folder, manifest, choice }) => open({
+  manifest,
+  read: async (name) => new Uint8Array(await fs.readFile(path.join(folder, name))),
+  base: pathToFileURL(`${request.base}/`).href,
+  onProgress: () => {},
+  choice,
+});
+
+async function serve(one) {
+  const session = await openCase(one);
+  for await (const line of createInterface({ input: process.stdin })) {
+    const { ids, positions, rewind } = JSON.parse(line);
+    if (rewind !== undefined) session.rewind(rewind);
+    const top = await session.step(Int32Array.from(ids), positions);
+    writeSync(1, `${JSON.stringify({ ids: [...top.ids], logits: [...top.logits] })}\n`);
+  }
+}
+
+async function run(one) {
+  const { steps, kill } = one;
+  const session = await openCase(one);
   if (kill) await Promise.all(workers.map((worker) => worker.inner.terminate()));
   const info = { context: session.context, chunk: session.chunk, runtime: session.runtime, bytes: session.bytes };
   const done = [];
@@ -71,7 +86,8 @@ async function run({ folder, manifest, choice, steps, kill }) {
   return { info, done };
 }
 
-for (const one of request.cases) {
+if (request.live) await serve(request.live);
+for (const one of request.cases ?? []) {
   say(await run(one).catch((error) => ({ fault: error.fault ?? error.name, detail: error.message })));
 }
 process.exit(0);

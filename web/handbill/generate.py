@@ -243,7 +243,8 @@ class Generator:
         ``most`` tokens are still wanted. Every token is chosen by ``sampler`` from the model's own candidates, and a
         draft only decides how many positions one step computes, so drafts do not change the answer.
         """
-        room = min(self._session.context - len(self._cached), self._session.chunk, most) - 1
+        spare = min(self._session.context - len(self._cached), self._session.chunk, most) - 1
+        room = min(spare, self._session.drafts)
         draft = list(self._drafter.draft(ids, room))[:room] if self._drafter and room > 0 else []
         known = len(self._cached) + 1
         started = self._clock() if self._drafter else 0.0

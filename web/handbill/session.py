@@ -30,6 +30,13 @@ class Session(Protocol):
     def length(self) -> int:
         """Tokens in the KV cache now."""
 
+    @property
+    def drafts(self) -> int:
+        """The most drafted tokens that one step may check.
+
+        0 where a step of several tokens rounds otherwise than single ones do: drafts could then change an answer.
+        """
+
     async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
         """Append ``ids`` (1 to ``chunk`` of them) to the KV cache; the candidates of the last ``positions`` of them.
 

@@ -6,7 +6,10 @@
 
 enum { MAX_HEAD = 512 };
 
-INLINE int head_blocks(const Cache *c) { return (c->head_dim + BLOCK - 1) / BLOCK; }
+/* Largest integers. Sums stay in int32: KEY_TOP * (2^31 / KEY_TOP / head_dim) * head_dim for scores, and for outputs
+ * 4095 * 16383 * BLOCK < 2^31. */
+enum { KEY_TOP = 4095, VALUE_TOP = 4095, PROBABILITY_TOP = 16383 };
+static const float NEVER = -1e30f; /* the score of a key that a query does not see */
 
 /* One head at `position`, rotated and multiplied by `scale`. Dimensions past `rotary` are only scaled. */
 static void rotate(const float *x, float *y, int dim, const Rotary *r, int position, float scale) {
@@ -30,73 +33,42 @@ static void rotate(const float *x, float *y, int dim, const Rotary *r, int posit
   for (i = r->rotary; i < dim; i++) y[i] = x[i] * scale;
 }
 
-/* The largest power of two that divides a head: what is mixed together. */
-INLINE int mixed(int dim) { return dim & -dim; }
-
-/* Walsh-Hadamard transform of each run of `size` values, times size^-1/2: orthogonal and its own inverse. Keys and
- * queries mixed the same way keep their products, while an outlier that would take a whole block's int8 range for
- * itself is spread over the run. Values are mixed too, and the output is mixed back. */
-static void mix(float *x, int dim, int size) {
-  for (int half = 1; half < size; half *= 2) {
-    for (int start = 0; start < dim; start += 2 * half) {
-      int i = start;
-      for (; i + 4 <= start + half; i += 4) {
-        vec a = load(x + i), b = load(x + i + half);
-        store(x + i, wasm_f32x4_add(a, b));
-        store(x + i + half, wasm_f32x4_sub(a, b));
-      }
-      for (; i < start + half; i++) {
-        float a = x[i], b = x[i + half];
-        x[i] = a + b;
-        x[i + half] = a - b;
-      }
-    }
-  }
-  vec factor = f_splat(1.f / __builtin_sqrtf((float)size));
-  for (int i = 0; i < dim; i += 4) store(x + i, wasm_f32x4_mul(load(x + i), factor));
+INLINE float largest(const float *x, int count) {
+  vec most = f_splat(0.f);
+  for (int i = 0; i < count; i += 4) most = wasm_f32x4_pmax(most, wasm_f32x4_abs(load(x + i)));
+  return f_top(most);
 }
 
-/* 32 integers into their places of one panel's block, as output `lane`; the order of linear.h. */
-INLINE void place(int8_t *block, int lane, const vec q[8]) {
-  UNROLL for (int g = 0; g < 8; g++) {
-    int8_t *out = block + g * 32 + lane * 2;
-    out[0] = (int8_t)wasm_i32x4_extract_lane(q[g], 0);
-    out[1] = (int8_t)wasm_i32x4_extract_lane(q[g], 2);
-    out[16] = (int8_t)wasm_i32x4_extract_lane(q[g], 1);
-    out[17] = (int8_t)wasm_i32x4_extract_lane(q[g], 3);
-  }
-}
+INLINE float factor_of(float most, float top) { return most > 1e-20f ? top / most : 0.f; }
+INLINE float scale_of(float most, float top) { return most > 1e-20f ? most / top : 0.f; }
 
 void store_kv(const Cache *c, const Rotary *rotary, Rows keys, Rows values, int position, int first, int last) {
-  int blocks = head_blocks(c), size = mixed(c->head_dim), sum;
+  int dim = c->head_dim;
   float turned[MAX_HEAD];
   for (int r = first; r < last; r++) {
     int at = position + r;
     for (int h = 0; h < c->kv_heads; h++) {
-      const float *key = keys.at + r * keys.row_floats + h * c->head_dim;
-      const float *value = values.at + r * values.row_floats + h * c->head_dim;
-      vec q[8];
-      rotate(key, turned, c->head_dim, rotary, at, 1.f);
-      mix(turned, c->head_dim, size);
-      uint32_t panel = (uint32_t)((h * c->context + at) >> 3) * (uint32_t)blocks;
-      for (int b = 0; b < blocks; b++) {
-        float s = quantize_block(turned + b * BLOCK, c->head_dim - b * BLOCK, 127.f, q, &sum);
-        place(c->keys + (panel + b) * 256, at & 7, q);
-        c->key_scale[(panel + b) * PANEL + (at & 7)] = s;
+      rotate(keys.at + r * keys.row_floats + h * dim, turned, dim, rotary, at, 1.f);
+      float most = largest(turned, dim), factor = factor_of(most, KEY_TOP);
+      c->key_scale[h * c->context + at] = scale_of(most, KEY_TOP);
+      int16_t *key = c->keys + (uint32_t)(h * c->context + (at & ~7)) * (uint32_t)dim + (at & 7) * 2;
+      for (int d = 0; d < dim; d += 4) {
+        vec q = rounded(load(turned + d), f_splat(factor));
+        q = wasm_i16x8_narrow_i32x4(q, q);
+        wasm_v128_store32_lane(key + d * PANEL, q, 0);
+        wasm_v128_store32_lane(key + (d + 2) * PANEL, q, 1);
       }
-      for (int d = 0; d < c->head_dim; d++) turned[d] = value[d];
-      mix(turned, c->head_dim, size);
-      float most = 0.f;
-      for (int d = 0; d < c->head_dim; d++) {
-        float each = __builtin_fabsf(turned[d]);
-        if (each > most) most = each;
-      }
-      float factor = most > 1e-20f ? 127.f / most : 0.f;
-      c->value_scale[h * c->context + at] = most > 1e-20f ? most * (1.f / 127.f) : 0.f;
-      int g = (at >> 2) & 7, kk = at & 3, inside = g * 32 + (kk & 1) * 16 + (kk >> 1);
-      for (int d = 0; d < c->head_dim; d++) {
-        uint32_t row = (uint32_t)(h * (c->head_dim / PANEL) + d / PANEL) * (uint32_t)(c->context / BLOCK);
-        c->values[(row + at / BLOCK) * 256 + inside + (d & 7) * 2] = (int8_t)__builtin_rintf(turned[d] * factor);
+      const float *value = values.at + r * values.row_floats + h * dim;
+      most = largest(value, dim), factor = factor_of(most, VALUE_TOP);
+      c->value_scale[h * c->context + at] = scale_of(most, VALUE_TOP);
+      for (int d = 0; d < dim; d += 4) {
+        uint32_t row = (uint32_t)(h * (dim / PANEL) + d / PANEL) * (uint32_t)c->context;
+        int16_t *to = c->values + (row + (uint32_t)(at & ~1)) * PANEL + (d & 7) * 2 + (at & 1);
+        vec q = rounded(load(value + d), f_splat(factor));
+        to[0] = (int16_t)wasm_i32x4_extract_lane(q, 0);
+        to[2] = (int16_t)wasm_i32x4_extract_lane(q, 1);
+        to[4] = (int16_t)wasm_i32x4_extract_lane(q, 2);
+        to[6] = (int16_t)wasm_i32x4_extract_lane(q, 3);
       }
     }
   }
@@ -107,99 +79,222 @@ int attention_tiles(const Cache *c, const Attention *a, int tokens) {
   return c->kv_heads * ((rows + TILE - 1) / TILE);
 }
 
-/* Scores of one row to probabilities (not yet divided by their sum, which is returned), times the values' scales. */
-static float probabilities(float *x, int span, int from, int to, const float *value_scale, float softcap) {
-  vec most = f_splat(-1e30f), total = f_splat(0.f);
-  for (int i = 0; i < from; i++) x[i] = -1e30f;
-  for (int i = to; i < span; i++) x[i] = -1e30f;
-  for (int i = 0; i < span; i += 4) {
-    vec v = load(x + i);
-    if (softcap > 0.f) {
-      v = wasm_f32x4_mul(f_tanh(wasm_f32x4_mul(v, f_splat(1.f / softcap))), f_splat(softcap));
-      store(x + i, v);
+/* The first position that a query at `position` sees. */
+INLINE int earliest(const Attention *a, int position) {
+  return a->window > 0 && position - a->window + 1 > 0 ? position - a->window + 1 : 0;
+}
+
+int attention_spans(const Attention *a, int tokens, int position) {
+  return (position + tokens - 1) / SPAN - earliest(a, position) / SPAN + 1;
+}
+
+/* Up to four query rows of one kv head, and what their softmax has come to. Row m is query head `first + m` of the
+ * group, counted on through the tokens. */
+typedef struct {
+  int kv_head, first, rows, group, position;
+  float *scores;        /* [TILE][SPAN] */
+  int16_t *packed;      /* probabilities, [SPAN / 2][rows][2] */
+  float *packed_scale;  /* [SPAN / BLOCK][TILE] */
+  int16_t *query;       /* [head_dim / 2][rows][2] */
+  float *part;          /* a span's output, [TILE][head_dim] */
+  float query_scale[TILE], most[TILE], total[TILE];
+} Tile;
+
+INLINE int token_of(const Tile *t, int m) { return (t->first + m) / t->group; }
+INLINE int head_of(const Tile *t, int m) { return t->kv_head * t->group + (t->first + m) % t->group; }
+
+/* Tile `number` of attention_tiles, its queries rotated and rounded. */
+static Tile open_tile(const Cache *c, const Rotary *rotary, const Attention *a, Rows queries, int tokens, int position,
+                      int number, uint8_t *scratch) {
+  int group = a->heads / c->kv_heads, all = group * tokens, tiles = (all + TILE - 1) / TILE, dim = c->head_dim;
+  Tile t = {.kv_head = number / tiles, .first = number % tiles * TILE, .group = group, .position = position};
+  t.rows = all - t.first < TILE ? all - t.first : TILE;
+  t.scores = (float *)scratch;
+  t.packed_scale = t.scores + TILE * SPAN;
+  t.part = t.packed_scale + TILE * (SPAN / BLOCK);
+  t.packed = (int16_t *)(t.part + TILE * dim);
+  t.query = t.packed + TILE * SPAN;
+  float turned[MAX_HEAD], top = (float)(INT32_MAX / KEY_TOP / dim < 32767 ? INT32_MAX / KEY_TOP / dim : 32767);
+  for (int m = 0; m < t.rows; m++) {
+    int token = token_of(&t, m);
+    const float *query = queries.at + token * queries.row_floats + head_of(&t, m) * dim;
+    rotate(query, turned, dim, rotary, position + token, a->scale);
+    float most = largest(turned, dim), factor = factor_of(most, top);
+    t.query_scale[m] = scale_of(most, top);
+    for (int d = 0; d < dim; d += 4) {
+      vec q = rounded(load(turned + d), f_splat(factor));
+      q = wasm_i16x8_narrow_i32x4(q, q);
+      wasm_v128_store32_lane(t.query + d * t.rows + m * 2, q, 0);
+      wasm_v128_store32_lane(t.query + (d + 2) * t.rows + m * 2, q, 1);
     }
-    most = wasm_f32x4_pmax(most, v);
+    t.most[m] = NEVER, t.total[m] = 0.f;
   }
-  if (softcap > 0.f) { /* the cap has lifted what was masked */
-    for (int i = 0; i < from; i++) x[i] = -1e30f;
-    for (int i = to; i < span; i++) x[i] = -1e30f;
+  return t;
+}
+
+/* Scores of the rows with positions [from, to), both multiples of 8, at scores[m][position - from]. */
+INLINE void score(const Cache *c, const Tile *t, int from, int to, const int rows) {
+  int dim = c->head_dim;
+  const float *scale = c->key_scale + t->kv_head * c->context;
+  for (int at = from; at < to; at += PANEL) {
+    vec d[TILE][2], s0 = load(scale + at), s1 = load(scale + at + 4);
+    UNROLL for (int m = 0; m < rows; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
+    dot_pairs(c->keys + (uint32_t)(t->kv_head * c->context + at) * (uint32_t)dim, t->query, dim / 2, rows, rows, d);
+    UNROLL for (int m = 0; m < rows; m++) {
+      vec e = f_splat(t->query_scale[m]);
+      store(t->scores + m * SPAN + at - from, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(d[m][0]), wasm_f32x4_mul(s0, e)));
+      store(t->scores + m * SPAN + at - from + 4, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(d[m][1]), wasm_f32x4_mul(s1, e)));
+    }
   }
-  most = f_splat(f_top(most));
-  for (int i = 0; i < span; i += 4) {
-    vec e = f_exp(wasm_f32x4_sub(load(x + i), most));
-    total = wasm_f32x4_add(total, e);
-    store(x + i, wasm_f32x4_mul(e, load(value_scale + i)));
+}
+
+/* part[m] = the values of positions [from, to), multiples of BLOCK, weighted by the packed probabilities. */
+INLINE void weigh(const Cache *c, const Tile *t, int from, int to, const int rows) {
+  int dim = c->head_dim;
+  for (int dims = 0; dims < dim; dims += PANEL) {
+    const int16_t *v = c->values + ((uint32_t)(t->kv_head * (dim / PANEL) + dims / PANEL) * (uint32_t)c->context + (uint32_t)from) * PANEL;
+    vec x[TILE][2];
+    UNROLL for (int m = 0; m < rows; m++) x[m][0] = x[m][1] = f_splat(0.f);
+    for (int b = 0; b < (to - from) / BLOCK; b++) {
+      vec d[TILE][2];
+      UNROLL for (int m = 0; m < rows; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
+      dot_pairs(v + b * BLOCK * PANEL, t->packed + b * BLOCK * rows, BLOCK / 2, rows, rows, d);
+      UNROLL for (int m = 0; m < rows; m++) {
+        vec e = splat32(t->packed_scale + b * TILE + m);
+        x[m][0] = f_madd(wasm_f32x4_convert_i32x4(d[m][0]), e, x[m][0]);
+        x[m][1] = f_madd(wasm_f32x4_convert_i32x4(d[m][1]), e, x[m][1]);
+      }
+    }
+    UNROLL for (int m = 0; m < rows; m++) {
+      store(t->part + m * dim + dims, x[m][0]);
+      store(t->part + m * dim + dims + 4, x[m][1]);
+    }
   }
-  for (int i = 0; i < from; i++) x[i] = 0.f;
-  for (int i = to; i < span; i++) x[i] = 0.f;
+}
+
+/* Row m's scores [0, width), of which it sees [low, high), to rounded probabilities times the values' scales. The
+ * probabilities are not yet divided by their sum, which is returned with the largest score in `most`. */
+static float probabilities(const Tile *t, int m, int width, int low, int high, const float *value_scale, float softcap,
+                           float *most) {
+  float *x = t->scores + m * SPAN;
+  if (softcap > 0.f)
+    for (int i = 0; i < width; i += 4)
+      store(x + i, wasm_f32x4_mul(f_tanh(wasm_f32x4_mul(load(x + i), f_splat(1.f / softcap))), f_splat(softcap)));
+  for (int i = 0; i < low; i++) x[i] = NEVER;
+  for (int i = high; i < width; i++) x[i] = NEVER;
+  vec top = f_splat(NEVER), total = f_splat(0.f);
+  for (int i = 0; i < width; i += 4) top = wasm_f32x4_pmax(top, load(x + i));
+  *most = f_top(top);
+  top = f_splat(*most);
+  for (int b = 0; b < width; b += BLOCK) {
+    vec p[8], block = f_splat(0.f);
+    UNROLL for (int i = 0; i < 8; i++) {
+      vec score = load(x + b + i * 4);
+      vec e = wasm_v128_and(f_exp(wasm_f32x4_sub(score, top)), wasm_f32x4_gt(score, f_splat(NEVER)));
+      total = wasm_f32x4_add(total, e);
+      p[i] = wasm_f32x4_mul(e, load(value_scale + b + i * 4));
+      block = wasm_f32x4_pmax(block, p[i]);
+    }
+    float largest = f_top(block);
+    t->packed_scale[b / BLOCK * TILE + m] = scale_of(largest, PROBABILITY_TOP);
+    vec factor = f_splat(factor_of(largest, PROBABILITY_TOP));
+    int16_t *to = t->packed + b * t->rows + m * 2;
+    UNROLL for (int i = 0; i < 8; i += 2) {
+      vec q = wasm_i16x8_narrow_i32x4(rounded(p[i], factor), rounded(p[i + 1], factor));
+      wasm_v128_store32_lane(to + i * 4 * t->rows, q, 0);
+      wasm_v128_store32_lane(to + (i * 4 + 2) * t->rows, q, 1);
+      wasm_v128_store32_lane(to + (i * 4 + 4) * t->rows, q, 2);
+      wasm_v128_store32_lane(to + (i * 4 + 6) * t->rows, q, 3);
+    }
+  }
   return f_sum(total);
 }
 
-INLINE void attend_rows(const Cache *c, const Rotary *rotary, const Attention *a, Rows queries, Rows out, int position,
-                        int kv_head, int first, const int rows, uint8_t *scratch) {
-  int group = a->heads / c->kv_heads, dim = c->head_dim, blocks = head_blocks(c), width = blocks * BLOCK;
-  int last_position = position + (first + rows - 1) / group, earliest = position + first / group;
-  int low = a->window > 0 && earliest - a->window + 1 > 0 ? (earliest - a->window + 1) & ~(BLOCK - 1) : 0;
-  int span = (last_position + 1 - low + BLOCK - 1) & ~(BLOCK - 1);
-
-  float *scores = (float *)scratch;                   /* [rows][span] */
-  int16_t *packed = (int16_t *)(scores + TILE * span); /* [span / 4][pair][rows][2] */
-  float *scale = (float *)(packed + TILE * span), *sum = scale + TILE * (span / BLOCK);
-  float *turned = sum + TILE * (span / BLOCK);        /* [rows][width] */
-  int16_t *query = (int16_t *)(turned + TILE * width);
-  float *query_scale = (float *)(query + TILE * width), *query_sum = query_scale + TILE * blocks;
-
-  UNROLL for (int m = 0; m < rows; m++) {
-    int token = (first + m) / group, head = kv_head * group + (first + m) % group;
-    rotate(queries.at + token * queries.row_floats + head * dim, turned + m * width, dim, rotary, position + token,
-           a->scale);
-    mix(turned + m * width, dim, mixed(dim));
+/* The rows' softmax over span number `span` alone: part, most and total. */
+static void run_span(const Cache *c, const Attention *a, Tile *t, int span) {
+  int first = t->position + token_of(t, 0), last = t->position + token_of(t, t->rows - 1);
+  int from = span * SPAN, to = from + SPAN, low = earliest(a, first) & ~(BLOCK - 1);
+  if (from < low) from = low;
+  if (to > last + 1) to = (last + BLOCK) & ~(BLOCK - 1);
+#define ROWS(kernel) \
+  switch (t->rows) { \
+    case 1: kernel(c, t, from, to, 1); break; \
+    case 2: kernel(c, t, from, to, 2); break; \
+    case 3: kernel(c, t, from, to, 3); break; \
+    default: kernel(c, t, from, to, 4); \
   }
-  quantize((Rows){turned, width}, dim, blocks, query, query_scale, query_sum, 1, rows, rows, 0, 1);
+  ROWS(score)
+  for (int m = 0; m < t->rows; m++) {
+    int at = t->position + token_of(t, m), begin = earliest(a, at) - from, end = at + 1 - from;
+    begin = begin < 0 ? 0 : begin > to - from ? to - from : begin, end = end < 0 ? 0 : end > to - from ? to - from : end;
+    t->total[m] = probabilities(t, m, to - from, begin, end, c->value_scale + t->kv_head * c->context + from, a->softcap,
+                                t->most + m);
+  }
+  ROWS(weigh)
+#undef ROWS
+}
 
-  vec result[TILE][2];
-  uint32_t panel = (uint32_t)((kv_head * c->context + low) >> 3) * (uint32_t)blocks;
-  for (int p = 0; p < span / PANEL; p++, panel += blocks) {
-    tile_i16(c->keys + panel * 256, c->key_scale + panel * PANEL, 0, query, query_scale, query_sum, blocks, rows, rows,
-             SYMMETRIC, result);
-    UNROLL for (int m = 0; m < rows; m++) {
-      store(scores + m * span + p * PANEL, result[m][0]);
-      store(scores + m * span + p * PANEL + 4, result[m][1]);
+/* What one row's softmax has come to after some spans: its largest score and, relative to that, the sum of exponents. */
+typedef struct {
+  float most, total;
+} Softmax;
+
+INLINE float exponent(float x) { return wasm_f32x4_extract_lane(f_exp(f_splat(x)), 0); }
+
+/* Adds one span's part to the row's output y. The first span is added to nothing. */
+static Softmax add_span(Softmax sum, float most, float total, const float *part, float *y, int dim) {
+  if (total == 0.f) return sum; /* the row sees nothing of this span */
+  int begins = sum.total == 0.f;
+  float top = begins || most > sum.most ? most : sum.most;
+  float old = begins ? 0.f : exponent(sum.most - top), add = exponent(most - top);
+  for (int d = 0; d < dim; d += 4) {
+    vec before = begins ? f_splat(0.f) : wasm_f32x4_mul(load(y + d), f_splat(old));
+    store(y + d, wasm_f32x4_add(before, wasm_f32x4_mul(load(part + d), f_splat(add))));
+  }
+  return (Softmax){top, sum.total * old + total * add};
+}
+
+INLINE void divide(float *y, int dim, float total) {
+  for (int d = 0; d < dim; d += 4) store(y + d, wasm_f32x4_mul(load(y + d), f_splat(1.f / total)));
+}
+
+void attend(const Cache *c, const Rotary *rotary, const Attention *a, Rows queries, Rows out, int tokens, int position,
+            int tile, uint8_t *scratch) {
+  Tile t = open_tile(c, rotary, a, queries, tokens, position, tile, scratch);
+  Softmax sums[TILE] = {{0.f, 0.f}, {0.f, 0.f}, {0.f, 0.f}, {0.f, 0.f}};
+  int dim = c->head_dim, first = position + token_of(&t, 0), last = position + token_of(&t, t.rows - 1);
+  for (int span = earliest(a, first) / SPAN; span <= last / SPAN; span++) {
+    run_span(c, a, &t, span);
+    for (int m = 0; m < t.rows; m++) {
+      float *y = out.at + token_of(&t, m) * out.row_floats + head_of(&t, m) * dim;
+      sums[m] = add_span(sums[m], t.most[m], t.total[m], t.part + m * dim, y, dim);
     }
   }
+  for (int m = 0; m < t.rows; m++)
+    divide(out.at + token_of(&t, m) * out.row_floats + head_of(&t, m) * dim, dim, sums[m].total);
+}
 
-  float inverse[TILE];
-  for (int m = 0; m < rows; m++) {
-    int at = position + (first + m) / group, from = a->window > 0 ? at - a->window + 1 - low : 0;
-    inverse[m] = 1.f / probabilities(scores + m * span, span, from > 0 ? from : 0, at + 1 - low,
-                                     c->value_scale + kv_head * c->context + low, a->softcap);
-  }
-  quantize((Rows){scores, span}, span, span / BLOCK, packed, scale, sum, 1, rows, rows, 0, 1);
-
-  for (int d = 0; d < dim / PANEL; d++) {
-    uint32_t row = (uint32_t)(kv_head * (dim / PANEL) + d) * (uint32_t)(c->context / BLOCK) + low / BLOCK;
-    tile_i16(c->values + row * 256, 0, 0, packed, scale, sum, span / BLOCK, rows, rows, NO_SCALE, result);
-    UNROLL for (int m = 0; m < rows; m++) {
-      int token = (first + m) / group, head = kv_head * group + (first + m) % group;
-      float *y = out.at + token * out.row_floats + head * dim + d * PANEL;
-      store(y, wasm_f32x4_mul(result[m][0], f_splat(inverse[m])));
-      store(y + 4, wasm_f32x4_mul(result[m][1], f_splat(inverse[m])));
-    }
-  }
-  UNROLL for (int m = 0; m < rows; m++) {
-    int token = (first + m) / group, head = kv_head * group + (first + m) % group;
-    mix(out.at + token * out.row_floats + head * dim, dim, mixed(dim));
+void attend_span(const Cache *c, const Rotary *rotary, const Attention *a, Rows queries, float *parts, int position,
+                 int task, uint8_t *scratch) {
+  int spans = attention_spans(a, 1, position), number = task % spans, dim = c->head_dim;
+  Tile t = open_tile(c, rotary, a, queries, 1, position, task / spans, scratch);
+  run_span(c, a, &t, earliest(a, position) / SPAN + number);
+  for (int m = 0; m < t.rows; m++) {
+    float *part = parts + (head_of(&t, m) * spans + number) * (dim + 4);
+    for (int d = 0; d < dim; d += 4) store(part + d, load(t.part + m * dim + d));
+    part[dim] = t.most[m], part[dim + 1] = t.total[m];
   }
 }
 
-void attend(const Cache *c, const Rotary *r, const Attention *a, Rows queries, Rows out, int tokens, int position,
-            int tile, uint8_t *scratch) {
-  int rows = a->heads / c->kv_heads * tokens, tiles = (rows + TILE - 1) / TILE;
-  int kv_head = tile / tiles, first = tile % tiles * TILE;
-  switch (rows - first < TILE ? rows - first : TILE) {
-    case 1: return attend_rows(c, r, a, queries, out, position, kv_head, first, 1, scratch);
-    case 2: return attend_rows(c, r, a, queries, out, position, kv_head, first, 2, scratch);
-    case 3: return attend_rows(c, r, a, queries, out, position, kv_head, first, 3, scratch);
-    default: return attend_rows(c, r, a, queries, out, position, kv_head, first, 4, scratch);
+void join(const Cache *c, const Attention *a, const float *parts, Rows out, int position, int first, int last) {
+  int spans = attention_spans(a, 1, position), dim = c->head_dim;
+  for (int head = first; head < last; head++) {
+    Softmax sum = {0.f, 0.f};
+    float *y = out.at + head * dim;
+    for (int span = 0; span < spans; span++) {
+      const float *part = parts + (head * spans + span) * (dim + 4);
+      sum = add_span(sum, part[dim], part[dim + 1], part, y, dim);
+    }
+    divide(y, dim, sum.total);
   }
 }

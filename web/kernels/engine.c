@@ -1,7 +1,8 @@
 /* Runs a linked program: a list of operations over one shared memory, one call per step, with any number of threads.
  *
  * The loader (web/sessions/cpu-link.js) writes the State and the Ops; their word order is its contract with this file.
- * Threads claim tasks of an operation from a ticket and go on when all its tasks are done; nobody waits for a thread
+ * Threads claim tasks of an operation (or of a run of operations that have one task each) from a ticket and go on when
+ * all its tasks are done; nobody waits for a thread
  * that holds no task, so a sleeping or dead helper costs nothing. A ticket carries the step's number: a helper that is
  * late for a step finds nothing to claim.
  */
@@ -10,14 +11,14 @@
 
 /* Of the words below; cpu-link.js has the same number. A page that got its script and its kernels from different builds
  * (an old cache) says so instead of running nonsense. */
-enum { LAYOUT = 1 };
+enum { LAYOUT = 2 };
 int EXPORT(layout)(void) { return LAYOUT; }
 
-enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, PICK, TOP_K };
+enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, JOIN, PICK, TOP_K };
 enum { ALL_TOKENS = 0, ASKED = 1 };
 
 typedef struct {
-  int32_t bits, wide, outputs, blocks;
+  int32_t bits, outputs, blocks;
   const uint8_t *values;
   const float *scale, *offset, *bias;
 } Weights;
@@ -27,10 +28,10 @@ typedef struct {
   union {
     struct { Weights w; Rows y; } embed;
     struct { Rows x, skip, sum, y; const float *bias, *weight; float epsilon; int32_t width, groups; } norm;
-    struct { Rows x; int32_t width, blocks, wide; void *values; float *scale, *sum; } quantize;
+    struct { Rows x; int32_t width, blocks; int16_t *values; float *scale, *sum; } quantize;
     struct { Weights w; Activations x; Rows y; } linear;
     struct { Rows a, b, y; int32_t activation, combine; float scalar; int32_t width; } map;
-    struct { Cache cache; Rotary rotary; Attention attention; Rows a, b; } attend; /* keys, values or queries, out */
+    struct { Cache cache; Rotary rotary; Attention attention; Rows a, b; float *parts; } attend; /* keys, values or queries, out */
     struct { Rows x, y; int32_t width; } pick;
     struct { Rows x; float *values; int32_t *ids; int32_t width, k; } top_k;
     int32_t words[30];
@@ -59,12 +60,20 @@ INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 INLINE int lesser(int a, int b) { return a < b ? a : b; }
 INLINE int rows_of(const State *s, const Op *op) { return op->rows == ASKED ? s->asked : s->tokens; }
 
+/* Whether an attention is shared out span by span: that of one token, which has few heads, over a long context. */
+INLINE int is_split(const State *s, const Op *op) {
+  return s->threads > 1 && s->tokens == 1 && attention_spans(&op->attend.attention, 1, s->position) > 1;
+}
+
 /* How many pieces an operation falls into: enough that threads end together, not so many that claiming shows. */
 static int task_count(const State *s, const Op *op) {
   int rows = rows_of(s, op);
   switch (op->kind) {
     case LINEAR: return s->threads == 1 ? 1 : lesser(op->linear.w.outputs / PANEL, s->threads * 4);
-    case ATTEND: return attention_tiles(&op->attend.cache, &op->attend.attention, rows);
+    case ATTEND:
+      return attention_tiles(&op->attend.cache, &op->attend.attention, rows) *
+             (is_split(s, op) ? attention_spans(&op->attend.attention, 1, s->position) : 1);
+    case JOIN: return is_split(s, op) ? lesser(op->attend.attention.heads, s->threads) : 0;
     case TOP_K: return rows;
     case QUANTIZE: return lesser(ceil_div(rows, TILE), s->threads);
     default: return lesser(rows, s->threads);
@@ -85,13 +94,12 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
     case QUANTIZE: {
       int stride = rows == 1 ? 1 : TILE, tiles = ceil_div(rows, stride);
       return quantize(op->quantize.x, op->quantize.width, op->quantize.blocks, op->quantize.values, op->quantize.scale,
-                      op->quantize.sum, op->quantize.wide, stride, rows, tiles * task / tasks,
-                      tiles * (task + 1) / tasks);
+                      op->quantize.sum, stride, rows, tiles * task / tasks, tiles * (task + 1) / tasks);
     }
     case LINEAR: {
       const Weights *w = &op->linear.w;
       int panels = w->outputs / PANEL;
-      return linear(w->bits, w->wide, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
+      return linear(w->bits, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
                     op->linear.y.row_floats, rows, w->blocks, panels * task / tasks, panels * (task + 1) / tasks,
                     scratch);
     }
@@ -101,8 +109,16 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
     case STORE_KV:
       return store_kv(&op->attend.cache, &op->attend.rotary, op->attend.a, op->attend.b, s->position, first, last);
     case ATTEND:
+      if (is_split(s, op))
+        return attend_span(&op->attend.cache, &op->attend.rotary, &op->attend.attention, op->attend.a, op->attend.parts,
+                           s->position, task, scratch);
       return attend(&op->attend.cache, &op->attend.rotary, &op->attend.attention, op->attend.a, op->attend.b, rows,
                     s->position, task, scratch);
+    case JOIN: {
+      int heads = op->attend.attention.heads;
+      return join(&op->attend.cache, &op->attend.attention, op->attend.parts, op->attend.b, s->position,
+                  heads * task / tasks, heads * (task + 1) / tasks);
+    }
     case PICK:
       for (int r = first; r < last; r++) {
         const float *from = op->pick.x.at + (s->tokens - s->asked + r) * op->pick.x.row_floats;
@@ -124,25 +140,36 @@ static int claim(Ticket *ticket, int32_t step, int tasks) {
   return -1;
 }
 
-enum { SPINS = 2000 };
+/* Looks at a ticket before a thread lies down: about as long as one decoding task takes, for waking up costs more. */
+enum { SPINS = 20000 };
+
+/* The operations from number `i` on that one thread does in one go: several that have one task each, or one. */
+INLINE int run_end(const State *s, int i) {
+  int end = i + 1;
+  if (task_count(s, s->ops + i) <= 1)
+    while (end < s->count && task_count(s, s->ops + end) <= 1) end++;
+  return end;
+}
 
 /* Runs the step that `now` is a copy of; `shared` tells whether it is still the current one. 0, or 1 if a thread that
  * holds a task has not answered for as long as the state's patience. */
 static int run(State *shared, const State *now, int thread) {
   uint8_t *scratch = now->scratch + thread * now->scratch_bytes;
-  for (int i = 0; i < now->count; i++) {
-    const Op *op = now->ops + i;
-    int tasks = task_count(now, op);
-    if (now->threads == 1) {
-      for (int task = 0; task < tasks; task++) run_task(now, op, task, tasks, scratch);
-      continue;
-    }
-    Ticket *ticket = now->tickets + i;
-    for (int task; (task = claim(ticket, now->step, tasks)) >= 0;) {
-      run_task(now, op, task, tasks, scratch);
-      if (__atomic_add_fetch(&ticket->done, 1, __ATOMIC_ACQ_REL) == tasks)
+  for (int first = 0, end; first < now->count; first = end) {
+    end = run_end(now, first);
+    int tasks = end > first + 1 ? 1 : task_count(now, now->ops + first);
+    Ticket *ticket = now->tickets + first;
+    for (int task = 0;; task++) {
+      if (now->threads > 1) task = claim(ticket, now->step, tasks);
+      if (task < 0 || task == tasks) break;
+      for (int i = first; i < end; i++) {
+        int all = task_count(now, now->ops + i);
+        if (all > 0) run_task(now, now->ops + i, task, all, scratch);
+      }
+      if (now->threads > 1 && __atomic_add_fetch(&ticket->done, 1, __ATOMIC_ACQ_REL) == tasks)
         __builtin_wasm_memory_atomic_notify(&ticket->done, -1);
     }
+    if (now->threads == 1) continue;
     for (int spins = 0, waits = 0;;) {
       int32_t done = __atomic_load_n(&ticket->done, __ATOMIC_ACQUIRE);
       if (done == tasks) break;

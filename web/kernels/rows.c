@@ -36,7 +36,7 @@ void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float e
   }
 }
 
-void quantize(Rows x, int width, int blocks, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
+void quantize(Rows x, int width, int blocks, int16_t *values, float *scale, float *sum, int stride, int rows, int first,
               int last) {
   for (int t = first; t < last; t++) {
     for (int m = 0; m < stride && t * stride + m < rows; m++) {
@@ -44,22 +44,14 @@ void quantize(Rows x, int width, int blocks, void *values, float *scale, float *
       for (int b = 0; b < blocks; b++) {
         vec q[8];
         int integers, at = (t * blocks + b) * stride;
-        float s = quantize_block(in + b * BLOCK, width - b * BLOCK, wide ? 32767.f : 127.f, q, &integers);
+        float s = quantize_block(in + b * BLOCK, width - b * BLOCK, 32767.f, q, &integers);
         scale[at + m] = s;
         sum[at + m] = s * (float)integers;
-        if (wide) {
-          int16_t *out = (int16_t *)values + at * BLOCK + m * 2;
-          UNROLL for (int g = 0; g < 8; g++) { /* lanes 0 2 1 3: the even pair, then the odd one */
-            vec pairs = wasm_i16x8_narrow_i32x4(wasm_i32x4_shuffle(q[g], q[g], 0, 2, 1, 3), q[g]);
-            wasm_v128_store32_lane(out + g * 4 * stride, pairs, 0);
-            wasm_v128_store32_lane(out + g * 4 * stride + 2 * stride, pairs, 1);
-          }
-        } else {
-          int8_t *out = (int8_t *)values + at * BLOCK + m * 4;
-          UNROLL for (int g = 0; g < 8; g++) {
-            vec half = wasm_i16x8_narrow_i32x4(q[g], q[g]);
-            wasm_v128_store32_lane(out + g * 4 * stride, wasm_i8x16_narrow_i16x8(half, half), 0);
-          }
+        int16_t *out = values + at * BLOCK + m * 2;
+        UNROLL for (int g = 0; g < 8; g++) { /* lanes 0 2 1 3: the even pair, then the odd one */
+          vec pairs = wasm_i16x8_narrow_i32x4(wasm_i32x4_shuffle(q[g], q[g], 0, 2, 1, 3), q[g]);
+          wasm_v128_store32_lane(out + g * 4 * stride, pairs, 0);
+          wasm_v128_store32_lane(out + g * 4 * stride + 2 * stride, pairs, 1);
         }
       }
     }

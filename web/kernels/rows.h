@@ -15,9 +15,9 @@ enum { ALONE = 0, TIMES = 1, PLUS = 2, MINUS = 3, OVER = 4 };
 void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float epsilon, Rows sum, Rows y, int width,
               int groups, int first, int last);
 
-/* Rows as block-quantized activations (linear.h) in tiles [first, last) of `stride` tokens; `wide` asks for int16.
- * Columns past `width`, up to the end of the last of `blocks`, count as zero. */
-void quantize(Rows x, int width, int blocks, void *values, float *scale, float *sum, int wide, int stride, int rows, int first,
+/* Rows as block-quantized activations (linear.h) in tiles [first, last) of `stride` tokens. Columns past `width`, up to
+ * the end of the last of `blocks`, count as zero. */
+void quantize(Rows x, int width, int blocks, int16_t *values, float *scale, float *sum, int stride, int rows, int first,
               int last);
 
 /* y = activation(a) combined with b (or with `scalar` where b.at is null). */

@@ -104,8 +104,8 @@ function roomFor(facts, manifest, runtime) {
       const widest = Math.max(largestShard(manifest), cache / (2 * kv.layers));
       return widest <= facts.adapter.largest && cache <= KV_BYTES && weights + cache <= share;
     },
-    // Packed weights have float32 scales and offsets where the file has float16; keys and values are int8.
-    cpu: (context) => 1.25 * weights + 1.25 * perToken * context <= Math.min(share, WASM_BYTES),
+    // Packed weights have float32 scales and offsets where the file has float16; keys and values are int16.
+    cpu: (context) => 1.25 * weights + 2.25 * perToken * context <= Math.min(share, WASM_BYTES),
     // Weights once as files and once inside; for a moment the KV cache of this step and of the last.
     wasm: (context) => 2 * weights + 8 * perToken * context <= Math.min(share, WASM_BYTES),
   }[runtime];

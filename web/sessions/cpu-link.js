@@ -2,15 +2,16 @@
 // web/kernels/engine.c runs. The order of words in here is that of the structs there.
 
 /** Of the words written here; web/kernels/engine.c has the same number. */
-export const LAYOUT = 1;
+export const LAYOUT = 2;
 
 const OP_WORDS = 32;
 const STATE_WORDS = 12;
 const TICKET_BYTES = 16;
 const TILE = 4;
+const SPAN = 256; // Positions that attention takes in one go.
 const SLACK = 256; // Kernels read whole vectors: up to 15 bytes past a row's end, never past this.
 const STACK = 1 << 16; // Each helper's own; the first thread has the megabyte that the linker reserves.
-const KIND = { embed: 0, norm: 1, quantize: 2, linear: 3, map: 4, store_kv: 5, attend: 6, pick: 7, top_k: 8 };
+const KIND = { embed: 0, norm: 1, quantize: 2, linear: 3, map: 4, store_kv: 5, attend: 6, join: 7, pick: 8, top_k: 9 };
 const ACTIVATION = { none: 0, silu: 1, gelu_tanh: 2, gelu_erf: 3, sigmoid: 4, tanh: 5, relu: 6 };
 const COMBINE = { none: 0, mul: 1, add: 2, sub: 3, div: 4 };
 
@@ -25,10 +26,9 @@ export const blocksOf = (weights) => Math.ceil(weights.columns / weights.block) 
 
 /**
  * The layout of `plan` for a KV cache of `context` tokens (a multiple of 32), steps of at most `chunk` tokens with
- * `asked` asked positions, and `threads`. `start` is where free memory begins; `relaxed` tells which kernels run.
- * Returns addresses in bytes and `pages`, the size of the memory.
+ * `asked` asked positions, and `threads`. `start` is where free memory begins. Returns addresses in bytes and `pages`, the size of the memory.
  */
-export function layOut(plan, { context, chunk, asked, threads, start, relaxed }) {
+export function layOut(plan, { context, chunk, asked, threads, start }) {
   let end = start;
   const take = (bytes) => {
     const at = end;
@@ -36,7 +36,7 @@ export function layOut(plan, { context, chunk, asked, threads, start, relaxed })
     return at;
   };
   const rows = { tokens: up(chunk, TILE), asked: up(asked, TILE) };
-  const map = { context, chunk, asked, threads, relaxed, state: take(STATE_WORDS * 4), ids: take(chunk * 4) };
+  const map = { context, chunk, asked, threads, state: take(STATE_WORDS * 4), ids: take(chunk * 4) };
   map.stacks = Array.from({ length: threads - 1 }, () => take(STACK) + STACK);
   map.weights = plan.weights.map((weights) => {
     const panels = Math.ceil(weights.rows / 8);
@@ -57,11 +57,10 @@ export function layOut(plan, { context, chunk, asked, threads, start, relaxed })
   }
   map.vectors = new Map([...vectors].map((tensor) => [tensor, take(plan.tensors[tensor].elements * 4)]));
   map.caches = plan.caches.map(({ kv_heads, head_dim }) => {
-    const blocks = Math.ceil(head_dim / 32);
     return {
-      keys: take(kv_heads * context * blocks * 32),
-      keyScale: take(kv_heads * context * blocks * 4),
-      values: take(kv_heads * context * head_dim),
+      keys: take(kv_heads * context * head_dim * 2),
+      keyScale: take(kv_heads * context * 4),
+      values: take(kv_heads * context * head_dim * 2),
       valueScale: take(kv_heads * context * 4),
     };
   });
@@ -75,7 +74,9 @@ export function layOut(plan, { context, chunk, asked, threads, start, relaxed })
   map.activations.sum = take(rows.tokens * widest * 4);
   map.topValues = take(asked * plan.top_k * 4);
   map.topIds = take(asked * plan.top_k * 4);
-  map.scratchBytes = up(Math.max(widest * 256, ...plan.caches.map((cache) => attentionScratch(cache, context))), 64);
+  const attends = plan.ops.filter((op) => op.op === "attend").map((op) => ({ ...plan.caches[op.cache], heads: op.heads }));
+  map.parts = threads > 1 ? take(Math.max(0, ...attends.map((attend) => partBytes(attend, context)))) : 0;
+  map.scratchBytes = up(Math.max(widest * 512, ...attends.map(attentionScratch)), 64);
   map.scratch = take(map.scratchBytes * threads);
   map.staging = take(STAGING);
   const program = link(plan, map);
@@ -87,10 +88,14 @@ export function layOut(plan, { context, chunk, asked, threads, start, relaxed })
   return map;
 }
 
-/** Bytes that attend_rows of attention.c puts into its thread's scratch memory. */
-function attentionScratch({ head_dim: dim }, context) {
-  const blocks = Math.ceil(dim / 32);
-  return TILE * (context * 6 + (context / 32) * 8 + blocks * 32 * 6 + blocks * 8) + SLACK;
+/** Bytes that a tile of attention.c has in its thread's scratch memory. */
+function attentionScratch({ head_dim: dim }) {
+  return TILE * (SPAN * 6 + (SPAN / 32) * 4 + dim * 6) + SLACK;
+}
+
+/** Bytes that the spans of one token's attention leave for joining. */
+function partBytes({ heads, head_dim: dim }, context) {
+  return heads * (Math.ceil(context / SPAN) + 1) * (dim + 4) * 4;
 }
 
 /** Write the program and its state where the layout says. */
@@ -110,26 +115,6 @@ function bits(number) {
   return asBits.getInt32(0, true);
 }
 
-/**
- * Matrices whose input int8 per block of 32 serves badly (outliers beside small values): those that make queries, keys
- * and values, and those behind the gate. With int16 for them, SmolLM2's most likely token agrees with exact arithmetic
- * at 98.4 % instead of 96.9 % of positions (native ONNX Runtime at accuracy_level 4: 96.8 %), for a tenth of the speed.
- */
-function sensitiveWeights(plan) {
-  const found = new Set();
-  const writer = new Map(); // buffer → the operation that last wrote it
-  const mark = (op) => {
-    if (op?.op === "linear") found.add(op.weights);
-    if (op?.op === "norm" && !op.skip) mark(writer.get(op.x[0])); // a norm of queries or keys
-  };
-  for (const op of plan.ops) {
-    if (op.op === "attend") [op.q, op.k, op.v].forEach(([buffer]) => mark(writer.get(buffer)));
-    if (op.op === "linear" && writer.get(op.x[0])?.op === "map") found.add(op.weights);
-    for (const written of [op.y, op.sum]) if (written) writer.set(written[0], op);
-  }
-  return found;
-}
-
 function link(plan, map) {
   const words = [];
   const emit = (kind, rows, ...fields) => {
@@ -143,11 +128,9 @@ function link(plan, map) {
     return [buffer.at + operand[1] * 4, buffer.floats];
   };
   const vector = (tensor) => (tensor === undefined ? 0 : map.vectors.get(tensor));
-  const sensitive = sensitiveWeights(plan);
-  const wide = (index) => (!map.relaxed || plan.weights[index].bits === 8 || sensitive.has(index) ? 1 : 0);
   const weightWords = (index) => {
     const { panels, blocks, values, scale, offset, bias } = map.weights[index];
-    return [plan.weights[index].bits, wide(index), panels * 8, blocks, values, scale, offset, bias];
+    return [plan.weights[index].bits, panels * 8, blocks, values, scale, offset, bias];
   };
   const { values, scale, sum } = map.activations;
   let quantized = ""; // What the activations hold now, so that q, k and v of one input quantize it once.
@@ -161,10 +144,10 @@ function link(plan, map) {
     }
     if (op.op === "linear") {
       const weights = plan.weights[op.weights];
-      const now = `${op.x} ${weights.columns} ${map.weights[op.weights].blocks} ${wide(op.weights)}`;
+      const now = `${op.x} ${weights.columns} ${map.weights[op.weights].blocks}`;
       if (now !== quantized) {
         const { blocks } = map.weights[op.weights];
-        emit("quantize", rows, ...part(op.x), weights.columns, blocks, wide(op.weights), values, scale, sum);
+        emit("quantize", rows, ...part(op.x), weights.columns, blocks, values, scale, sum);
       }
       quantized = now;
       emit("linear", rows, ...weightWords(op.weights), values, scale, sum, ...part(op.y));
@@ -183,7 +166,8 @@ function link(plan, map) {
         op.heads, op.window, bits(op.scale), bits(op.softcap),
       ];
       emit("store_kv", rows, ...shared, ...part(op.k), ...part(op.v));
-      emit("attend", rows, ...shared, ...part(op.q), ...part(op.y));
+      emit("attend", rows, ...shared, ...part(op.q), ...part(op.y), map.parts);
+      emit("join", rows, ...shared, ...part(op.q), ...part(op.y), map.parts);
     }
     if (op.op === "pick") emit("pick", "asked", ...part(op.x), ...part(op.y), op.width);
     if (op.op === "top_k") emit("top_k", rows, ...part(op.x), map.topValues, map.topIds, op.width, plan.top_k);

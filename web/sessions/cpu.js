@@ -9,6 +9,7 @@ import { readPlan } from "./cpu-plan.js";
 
 const CHUNK = 128; // Tokens of prompt between two looks at Stop: about half a second.
 const ASKED = 16; // Most positions one step gives candidates for.
+const DRAFTS = 3; // Drafted tokens a step may check: with its own token they are one tile of four rows.
 const LEAST_CONTEXT = 512;
 const HELPER_SECONDS = 10;
 
@@ -29,7 +30,7 @@ export async function open({ manifest, read, base, onProgress, choice = {} }) {
     const threads = self.crossOriginIsolated === false ? 1 : Math.max(1, choice.threads ?? 1);
     const name = `${relaxed ? "relaxed" : "plain"}${threads > 1 ? "-threads" : ""}.wasm`;
     const module = await compile(new URL(`kernels/${name}`, base));
-    const { map, memory } = reserve(plan, manifest, { threads, relaxed, most: choice.context ?? Infinity });
+    const { map, memory } = reserve(plan, manifest, { threads, most: choice.context ?? Infinity });
     const { exports } = new WebAssembly.Instance(module, { env: { memory } });
     if (exports.layout?.() !== LAYOUT) {
       throw new Fault("download", `kernels/${name} is of another version than sessions/cpu.js; reload the page.`);
@@ -51,12 +52,12 @@ async function compile(url) {
 }
 
 /** The largest KV cache the machine gives: the model's whole context, else a half, a quarter … of it. */
-function reserve(plan, manifest, { threads, relaxed, most }) {
+function reserve(plan, manifest, { threads, most }) {
   const whole = Math.min(plan.context, manifest.architecture.context, most);
   const start = 1 << 20; // __heap_base: the kernels have no data, only the linker's megabyte of stack.
   for (let context = whole; ; context = context >> 1) {
     const rounded = Math.ceil(context / 32) * 32;
-    const map = layOut(plan, { context: rounded, chunk: CHUNK, asked: ASKED, threads, start, relaxed });
+    const map = layOut(plan, { context: rounded, chunk: CHUNK, asked: ASKED, threads, start });
     map.positions = Math.min(context, whole);
     if (map.pages <= MOST_PAGES) {
       try {
@@ -111,8 +112,9 @@ class CpuSession {
     this.context = map.positions;
     this.chunk = Math.min(map.chunk, this.context);
     this.length = 0;
+    this.drafts = DRAFTS;
     this.runtime = words;
-    this.kernels = `cpu-${LAYOUT}-${map.relaxed ? "relaxed" : "plain"}`; // Snapshots of others are of no use here.
+    this.kernels = `cpu-${LAYOUT}`; // Snapshots of others are of no use here.
   }
 
   /**

@@ -48,6 +48,10 @@ class Enduring {
     return this.#tokens.length;
   }
 
+  get drafts() {
+    return this.#inner?.drafts ?? 0;
+  }
+
   get runtime() {
     return this.#facts.runtime;
   }

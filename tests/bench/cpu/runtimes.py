@@ -74,8 +74,8 @@ def serve() -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def native() -> Run:
-    """Native onnxruntime in this process, one thread, accuracy_level 4 (int8 activations, as ours).
+def native_session() -> onnxruntime.InferenceSession:
+    """Native onnxruntime on one thread at accuracy_level 4 (int8 activations).
 
     On the graph that it runs fastest: float zero points, in the other one, have no fast path there.
     """
@@ -86,7 +86,12 @@ def native() -> Run:
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     with tempfile.NamedTemporaryFile(dir=MODEL, suffix=".onnx") as file:
         onnx.save(proto, file.name)
-        session = onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+
+
+def native() -> Run:
+    """``native_session`` as a runtime, in this process."""
+    session = native_session()
     shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
     empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
     outputs = ["topk_ids", *(name.replace("past_key_values", "present") for name in shapes)]
@@ -120,8 +125,8 @@ def native() -> Run:
     return run
 
 
-def ours(page: Page, address: str, choice: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
-    """worker.js in ``page``; what it says about the opened session comes second."""
+def ours(page: Page, address: str, choice: dict[str, Any]) -> tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]:
+    """worker.js in ``page``: a function that sends it a message and waits; what it says of the session comes second."""
     page.goto(f"{address}/bench/blank.html")
     page.evaluate("() => { self.worker = new Worker('/bench/worker.js', {type: 'module'}) }")
 
@@ -139,7 +144,12 @@ def ours(page: Page, address: str, choice: dict[str, Any]) -> tuple[Run, dict[st
         return answer
 
     manifest = json.loads((MODEL / "manifest.json").read_text())
-    opened = ask({"open": {"manifest": manifest, "base": f"{address}/", "choice": choice}})
+    return ask, ask({"open": {"manifest": manifest, "base": f"{address}/", "choice": choice}})
+
+
+def timed(page: Page, address: str, choice: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
+    """``ours`` as a runtime."""
+    ask, opened = ours(page, address, choice)
     return lambda ids, stops, tokens: ask({"prompt": ids, "stops": stops, "tokens": tokens}), opened
 
 
@@ -166,6 +176,6 @@ def in_browser(browser: Browser, address: str) -> dict[str, tuple[Run, dict[str,
         "ours, plain SIMD": {"build": "plain", "threads": 1},
         "ours, two threads": {"build": "relaxed", "threads": 2},
     }
-    found = {name: ours(browser.new_page(), address, choice) for name, choice in choices.items()}
+    found = {name: timed(browser.new_page(), address, choice) for name, choice in choices.items()}
     scripts = {"transformers.js q8": "transformers.js", "wllama Q4_1": "wllama.js"}
     return found | {name: peer(browser.new_page(), address, script) for name, script in scripts.items()}
