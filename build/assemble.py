@@ -1,7 +1,8 @@
 """Assemble the site: web/ + third-party files + kernels + exported models → dist/.
 
 ``python build/assemble.py`` takes every export in models/; ``--model SLUG`` (more than once if wanted) takes only
-those. The new dist/ is built beside the old one and renamed over it at the end, so a killed run leaves the old site.
+those. ``--single-file FILE`` writes the site with its first model as one .html besides. The new dist/ is built beside
+the old one and renamed over it at the end, so a killed run leaves the old site.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import compress
 import dress
 import kernels
+import single
 import vendor
 from handbill import __version__
 from handbill.manifest import NAME, Manifest, ManifestError
@@ -39,6 +41,14 @@ OWN_FOLDERS = ["", "handbill", "sessions"]
 
 class AssembleError(Exception):
     """The site cannot be assembled. The message is a sentence for the reader."""
+
+
+FAILURES = (
+    AssembleError,
+    *(dress.KioskError, kernels.KernelsError, single.SingleFileError, vendor.VendorError),
+    ManifestError,
+)
+"""What the command answers with a sentence."""
 
 
 def assemble(root: Path, slugs: list[str] | None = None, booth: Path | None = None) -> Path:
@@ -211,16 +221,37 @@ def _alone(home: Path) -> Iterator[None]:
         yield
 
 
+def _single_file(dist: Path, target: Path) -> None:
+    """Write the site and its first model to ``target`` and say how large it is."""
+    models = json.loads((dist / "site.json").read_text(encoding="utf-8"))["models"]
+    if not models:
+        raise AssembleError(
+            f"There is no model to put into {target}: run python exporter/export.py smollm2-135m first."
+        )
+    single.write(dist, models[0]["slug"], target)
+    print(
+        f"assemble: {target} is the site with {models[0]['slug']} in one file of {target.stat().st_size / 1e6:.1f} MB"
+    )
+
+
 def main() -> int:
     """The command ``python build/assemble.py [--model SLUG ...]``."""
     parser = argparse.ArgumentParser(description="Assemble the site into dist/ from web/, npm, PyPI and models/.")
     parser.add_argument("--model", action="append", metavar="SLUG", help="ship this export; default: all of models/")
     parser.add_argument("--kiosk", type=Path, metavar="TOML", help="dress the page as a kiosk (docs/kiosk.md)")
+    parser.add_argument(
+        "--single-file",
+        type=Path,
+        metavar="FILE",
+        help="write one .html besides, with the first model: for a USB stick",
+    )
     arguments = parser.parse_args()
     start = time.monotonic()
     try:
         dist = assemble(ROOT, arguments.model, arguments.kiosk)
-    except (AssembleError, vendor.VendorError, kernels.KernelsError, dress.KioskError, ManifestError) as error:
+        if arguments.single_file:
+            _single_file(dist, arguments.single_file)
+    except FAILURES as error:
         print(f"assemble: {error}", file=sys.stderr)
         return 1
     site = json.loads((dist / "site.json").read_text(encoding="utf-8"))

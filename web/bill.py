@@ -12,7 +12,7 @@ class Bill:
     def __init__(self, take: "object") -> None:
         self._take = take
         self._bytes = 0
-        self._each = False
+        self._row = "bill.load_once"
         on(by_id("examples"), "click", self._on_example)
 
     def dress(self, title: str, greeting: str) -> None:
@@ -31,15 +31,15 @@ class Bill:
         """The model's title."""
         by_id("fact-model").textContent = by_id("model-name").textContent = title
 
-    def cost(self, count: int, each: bool = False) -> None:
-        """That ``count`` bytes are to be loaded, once or at ``each`` visit."""
-        self._bytes, self._each = count, each
-        row = "bill.load_each" if each else "bill.load_once"
-        by_id("fact-load").textContent = words.say(row, size=words.size(count))
+    def cost(self, count: int) -> None:
+        """That ``count`` bytes are to be loaded."""
+        self._bytes = count
+        self.redraw()
 
-    def never_kept(self) -> None:
-        """This browser keeps nothing: the bytes are loaded at each visit."""
-        self.cost(self._bytes, each=True)
+    def kept(self, where: str) -> None:
+        """Where the bytes lie, as `stored` says: loaded once (opfs), at each visit (nowhere), or inside the page."""
+        self._row = {"nowhere": "bill.load_each", "inside": "bill.load_none"}.get(where, "bill.load_once")
+        self.redraw()
 
     def runs_on(self, runtime: str) -> None:
         """Where the model runs."""
@@ -48,7 +48,7 @@ class Bill:
     def redraw(self) -> None:
         """Say the figures in the language of now."""
         if self._bytes:
-            self.cost(self._bytes, self._each)
+            by_id("fact-load").textContent = words.say(self._row, size=words.size(self._bytes))
 
     def _on_example(self, event: Event) -> None:
         if event.target.tagName == "BUTTON":

@@ -1,6 +1,6 @@
 /**
- * An error with one of the fault kinds of ARCHITECTURE.md's message table (manifest, download, corrupt, storage,
- * memory, device, too_long, template, internal). `message` says what happened and to which file; the page chooses the
+ * An error with one of the fault kinds of ARCHITECTURE.md's message table (manifest, download, corrupt, file,
+ * storage, memory, device, too_long, template, internal). `message` says what happened and to which file; the page chooses the
  * words around it.
  */
 export class Fault extends Error {

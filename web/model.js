@@ -19,6 +19,7 @@ export const BASE = new URL("./", import.meta.url);
  */
 export async function openFiles(manifestText, where, report, hash) {
   const manifest = JSON.parse(manifestText);
+  if (where === "inside") return insideFiles(manifest, hash);
   return where === "opfs" ? new KeptFiles(manifest) : fetchFiles(manifest, report, hash);
 }
 
@@ -33,6 +34,20 @@ class KeptFiles {
     const handle = await folder.getFileHandle(this.entries.get(name).sha256);
     return new Uint8Array(await (await handle.getFile()).arrayBuffer());
   }
+}
+
+/** Files that came inside the page itself (web/single/), each let go once it is read. */
+function insideFiles(manifest, hash) {
+  const wanted = new Map(manifest.files.map((entry) => [entry.name, entry.sha256]));
+  return {
+    async read(name) {
+      const path = `models/${manifest.slug}/${name}`;
+      const bytes = await self.handbillFiles.read(path);
+      self.handbillFiles.drop(path);
+      if (hash(bytes) !== wanted.get(name)) throw new Fault("file", name);
+      return bytes;
+    },
+  };
 }
 
 class MemorySink {

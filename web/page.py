@@ -53,7 +53,7 @@ class Page:
         try:
             site = await (await js.fetch("site.json")).json()
             self._show_site(site)
-            engine = await workers["engine"]
+            engine = js.single.engine if hasattr(js, "single") else await workers["engine"]
             await engine.start(js.handbill.channel)
         except Exception as error:
             self.desk.alarm(f"{words.fault('internal')} {error}")
@@ -96,11 +96,11 @@ class Page:
     def _on_stored(self, message: dict) -> None:  # type: ignore[type-arg]
         if self.runtime:
             return
+        self.bill.kept(message["where"])
         if message["where"] == "opfs":
             self.desk.status(words.say("status.stored"), 100)
         else:
             self.desk.status(words.say("status.python"), 0)
-            self.bill.never_kept()
 
     def _on_ready(self, message: dict) -> None:  # type: ignore[type-arg]
         self.runtime = message["runtime"]

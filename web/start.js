@@ -11,20 +11,24 @@ globalThis.handbill = {
   // Not crypto.randomUUID, which plain http on a local network does not have.
   channel: `handbill-${Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("")}`,
   slug: query.get("model") ?? "",
-  runtime: query.get("runtime") ?? "",
+  runtime: query.get("runtime") ?? (globalThis.single ? "cpu" : ""), // One file has no room for the other runtimes.
   kept,
   language,
   up: false, // page.py sets it.
 };
 language.fill();
 
-const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
-store.addEventListener("error", (event) => {
-  const channel = new BroadcastChannel(handbill.channel);
-  channel.postMessage(JSON.stringify({ kind: "fault", fault: "internal", detail: `store.js: ${event.message}` }));
-  channel.close();
-});
-store.postMessage({ slug: handbill.slug });
+if (!globalThis.single) startStore(); // A page that is one file has its model inside.
+
+function startStore() {
+  const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
+  store.addEventListener("error", (event) => {
+    const channel = new BroadcastChannel(handbill.channel);
+    channel.postMessage(JSON.stringify({ kind: "fault", fault: "internal", detail: `store.js: ${event.message}` }));
+    channel.close();
+  });
+  store.postMessage({ slug: handbill.slug });
+}
 
 if (document.getElementById("kiosk")) import("./watchdog.js").then((watchdog) => (handbill.watchdog = watchdog));
 

@@ -1,0 +1,40 @@
+// One file, the engine's side: a worker that has Pyodide run engine.py over files that the page hands it. PyScript's own
+// worker cannot be had on file://, so this gives engine.py the little of PyScript that it uses.
+
+const files = new Files();
+const original = globalThis.fetch;
+globalThis.fetch = (address, options) => files.fetch(address, original, options);
+globalThis.handbillImport = async (address) => import(await files.link(files.nameOf(address)));
+globalThis.handbillFiles = files;
+const { Channel, hear } = makeChannels((message) => postMessage(message));
+globalThis.BroadcastChannel = Channel;
+
+async function boot() {
+  const [{ loadPyodide }, asm, model] = await Promise.all(
+    ["pyodide/pyodide.mjs", "pyodide/pyodide.asm.mjs", "model.js"].map((name) => handbillImport(`${SITE}${name}`)),
+  );
+  const text = new TextDecoder();
+  const pyodide = await loadPyodide({
+    indexURL: `${SITE}pyodide/`,
+    createPyodideModule: asm.default,
+    lockFileContents: text.decode(await files.read("pyodide/pyodide-lock.json")),
+  });
+  pyodide.registerJsModule("pyscript", { js_modules: { model } });
+  await pyodide.runPythonAsync(text.decode(await files.read("engine.py")));
+  return pyodide.globals.get("start");
+}
+
+const started = boot();
+
+onmessage = async ({ data }) => {
+  if (data.name) files.take(data);
+  else if (data.channel) hear(data.channel, data.data);
+  else if (data.start) {
+    const store = new Channel(data.start);
+    store.onmessage = ({ data: text }) => {
+      const { kind, slug } = JSON.parse(text);
+      if (kind === "load") store.postMessage(JSON.stringify({ kind: "stored", slug, where: "inside" }));
+    };
+    await (await started)(data.start);
+  }
+};
