@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from exporter.agreement import Floats, Measured, Predictions, Tally
-from exporter.blocks import Blocks, stack
+from exporter.blocks import Blocks
 from exporter.progress import stage
 from exporter.skeleton import matrices
 from exporter.store import Store
@@ -110,23 +110,25 @@ class _Pass:
         """(rows, the source's weights, the quantized ones) piece by piece; what is not in the store yet is made."""
         known = self.store.read(matrix.name) if matrix.name in self.store else None
         round_rows = None if known else self.choose(matrix, inputs)
-        made = []
+        made = None
         error = power = 0.0
         for rows in matrix.pieces():
             source = None if matrix.name in self.exact else matrix.read(rows)
             if known is None:
                 assert round_rows is not None and source is not None
-                made.append(round_rows(source))
-            quantized = (made[-1] if known is None else known.take_rows(rows)).dequantize()
+                part = round_rows(source)
+                made = part.room_for(matrix.rows) if made is None else made
+                made = made.with_rows(rows, part)
+            else:
+                part = known.take_rows(rows)
+            quantized = part.dequantize()
             if known is None and source is not None:
                 error += float((quantized - source).square().sum())
                 power += float(source.square().sum())
             yield rows, quantized if source is None else source, quantized
             self.report(quantized.numel())
-        if known is None:
-            joined = stack(made)
-            assert joined is not None
-            self.store.write(matrix.name, joined)
+        if made is not None:
+            self.store.write(matrix.name, made)
             self.errors[matrix.name] = math.sqrt(error / power) if power else 0.0
 
     @contextmanager

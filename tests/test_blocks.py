@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,3 +88,14 @@ def test_symmetric_rounding_in_figures() -> None:
     assert unpack_nibbles(round_symmetric(row).codes)[0, 0, :5].tolist() == [0, 12, 10, 9, 8]
     assert unpack_nibbles(round_symmetric(-row).codes)[0, 0, :5].tolist() == [0, 12, 10, 9, 8]
     assert not round_symmetric(torch.zeros(2, 64)).dequantize().any()
+
+
+def test_pieces_fill_the_room_that_was_made() -> None:
+    weights = torch.randn(7, 70)
+    for method in (partial(round_to_nearest, bits=4), partial(round_to_nearest, bits=8), round_symmetric):
+        parts = [(slice(start, min(start + 3, 7)), method(weights[start : start + 3])) for start in (0, 3, 6)]
+        made = parts[0][1].room_for(7)
+        for rows, part in parts:
+            made = made.with_rows(rows, part)
+        assert torch.equal(made.dequantize(), method(weights).dequantize())
+        assert made.error == method(weights).error
