@@ -17,7 +17,7 @@ export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test site model lint bench soak bench-export clean chromium
+.PHONY: help demo test site model lint bench soak bench-export bench-quantization clean chromium
 
 help:
 	@echo "make demo   export $(MODEL), assemble the site, check it, serve it and print its address"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint   ruff and mypy alone"
 	@echo "make bench  measure against peers, about a quarter of an hour; figures go to tests/bench/results/"
 	@echo "make bench-export  the export of a 2.5 B parameter model: time, memory, size, and the same bytes twice"
+	@echo "make bench-quantization  methods against each other on a dithered copy of $(MODEL), some ten minutes"
 	@echo "make soak   500 conversations in one tab and the memory they take; the curve goes to tests/bench/results/"
 	@echo "make clean  remove dist/ and the caches; models/ and .venv/ stay"
 
@@ -79,6 +80,9 @@ bench: .venv/test-stamp chromium tests/bench/peers/node_modules/.package-lock.js
 # The export of gemma-2b's shape with random weights, twice: about 4 minutes, 6 GB of memory, 12 GB of disk.
 bench-export: .venv/test-stamp
 	cd tests/bench && ../../$(BIN)/python export.py gemma-2b --twice
+
+bench-quantization: .venv/test-stamp
+	$(BIN)/python tests/bench/quantization.py
 
 soak: .venv/test-stamp chromium site
 	$(BIN)/pip install --editable '.[bench]'

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         choices=("rtn", "hqq", "gptq", "awq"),
         default="",
         help="how weights are rounded: to nearest, half-quadratic, GPTQ, AWQ "
-        "(default: gptq up to a billion parameters, else rtn)",
+        "(default: gptq up to 500 million parameters, else rtn)",
     )
     rounding.add_argument(
         "--bits", type=int, choices=(4, 8), default=0, help="bits of the layers' weights (default: 4)"

@@ -34,10 +34,14 @@ CALIBRATED = ("gptq", "awq")
 
 CALIBRATION = calibration.TEXT
 
+FITTED = 500_000_000
+"""Parameters up to which GPTQ is the default; tests/bench/results/quantization.md has the figures. Above, rounding to
+nearest: GPTQ factors a matrix [columns, columns] for every layer's input, which grows faster than the model does, and of
+2.5 billion weights rounding takes 21 processor seconds, where half-quadratic takes 1,172."""
+
 SMALL = 1_000_000_000
-"""Parameters up to which GPTQ is the default, and embedding and lm_head get 8 bits; tests/bench/results/quantization.md
-has the figures. Above, rounding to nearest: of 2.5 billion weights in 21 processor seconds, where half-quadratic takes
-1,172; and tables of 256,000 rows in 4 bits, or they would be a third of the page."""
+"""Parameters up to which embedding and lm_head get 8 bits. Above, tables of 256,000 rows in 8 bits would be a third of
+the page."""
 
 TOKENS_A_COLUMN = 8
 """Calibration tokens a column of the widest matrix: fewer leave the Hessian to chance, more only take time."""
@@ -60,7 +64,7 @@ class Choice:
 
     def method_for(self, parameters: int) -> str:
         """The method for a model of so many parameters."""
-        return self.method or ("gptq" if parameters <= SMALL else "rtn")
+        return self.method or ("gptq" if parameters <= FITTED else "rtn")
 
     def calibration_text(self, tokenizer: Tokenizer, length: int) -> Tensor:
         """The text as int64 [sequences, length]. Raises ExportError where it cannot be read or is too short."""

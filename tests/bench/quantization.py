@@ -121,16 +121,19 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     path = RESULTS / "quantization.json"
-    figures = json.loads(path.read_text("utf-8")) if path.is_file() else {"runs": {}}
-    figures["machine"] = f"{os.cpu_count()}-core x86 machine without a GPU"
-    figures["tokens"] = verify.TEXT_TOKENS
     for name in sys.argv[1:] or RUNS:
-        figures["runs"][name] = measure(RUNS[name])
-        print(name, figures["runs"][name], flush=True)
-        figures["runs"] = {known: figures["runs"][known] for known in RUNS if known in figures["runs"]}
+        run = measure(RUNS[name])
+        print(name, run, flush=True)
+        known = json.loads(path.read_text("utf-8"))["runs"] if path.is_file() else {}
+        runs = known | {name: run}
+        figures = {
+            "machine": f"{os.cpu_count()}-core x86 machine without a GPU",
+            "tokens": verify.TEXT_TOKENS,
+            "runs": {each: runs[each] for each in RUNS if each in runs},
+        }
         path.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    if "rtn" in figures["runs"]:
-        path.with_suffix(".md").write_text(table(figures), "utf-8")
+        if "rtn" in runs:
+            path.with_suffix(".md").write_text(table(figures), "utf-8")
 
 
 if __name__ == "__main__":
