@@ -36,8 +36,8 @@ CALIBRATION = calibration.TEXT
 
 FITTED = 500_000_000
 """Parameters up to which GPTQ is the default; tests/bench/results/quantization.md has the figures. Above, rounding to
-nearest: GPTQ factors a matrix [columns, columns] for every layer's input, which grows faster than the model does, and of
-2.5 billion weights rounding takes 21 processor seconds, where half-quadratic takes 1,172."""
+nearest: GPTQ factors a matrix [columns, columns] for every layer's input, which grows faster than the model does, and
+rounding 2.5 billion weights takes 21 processor seconds, where half-quadratic takes 1,172."""
 
 SMALL = 1_000_000_000
 """Parameters up to which embedding and lm_head get 8 bits. Above, tables of 256,000 rows in 8 bits would be a third of
