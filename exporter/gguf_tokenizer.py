@@ -1,53 +1,24 @@
 """Build tokenizer.json from a GGUF's metadata.
 
 transformers' own conversion gets SmolLM2 wrong (eos, a BOS-adding post-processor, no digit split), because it does not
-look at ``tokenizer.ggml.pre``. That key names the pre-tokenizer; one that is not listed here is refused by name.
+look at ``tokenizer.ggml.pre``. Two kinds are known (``tokenizer.ggml.model``): ``gpt2``, byte-level BPE with merges and
+a pre-tokenizer by name, and ``llama``, SentencePiece's BPE, which has scores in place of merges. Others are refused by
+name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from exporter.errors import ExportError
+from exporter.gguf_pre_tokenizers import PRE_TOKENIZERS
 
 # ggml's token types (llama.cpp, llama_token_type).
-CONTROL, USER_DEFINED = 3, 4
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-def _by_regex(pattern: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _by_digits() -> Any:
-    # An isolated Split on \p{N} is what Digits(individual_digits=True) does, and the browser's library agrees on it.
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{N}"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-
-
-PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
-    "smollm": _by_digits,
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "llama-bpe": lambda: _by_regex(_LLAMA3),
-    "qwen2": lambda: _by_regex(_QWEN2),
-}
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+_SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
 
 
 def build_tokenizer(file: Any) -> Tokenizer:
@@ -56,25 +27,105 @@ def build_tokenizer(file: Any) -> Tokenizer:
     Raises ExportError for a tokenizer model or pre-tokenizer that is not known.
     """
     kind = file.value("tokenizer.ggml.model")
-    pre = file.value("tokenizer.ggml.pre", "")
-    if kind != "gpt2":
+    if kind == "gpt2":
+        tokenizer = _byte_level(file)
+    elif kind == "llama":
+        tokenizer = _sentencepiece(file)
+    else:
         raise ExportError(
-            f"{file.path.name} has a tokenizer of kind {kind!r}; only byte-level BPE ('gpt2') can be built from a GGUF "
-            "today. Pass the original checkpoint's folder instead."
+            f"{file.path.name} has a tokenizer of kind {kind!r}; byte-level BPE ('gpt2') and SentencePiece's BPE "
+            "('llama') can be built from a GGUF. Pass the original checkpoint's folder instead."
         )
+    kinds = file.value("tokenizer.ggml.token_type")
+    # Phi-3's own tokenizer.json lets its control tokens, all but these, take the white space after them.
+    strips = kind == "llama" and file.value("general.architecture") == "phi3"
+    keeps = {"<unk>", "<s>", "<|endoftext|>"}
+    tokenizer.add_tokens(
+        [
+            AddedToken(
+                token,
+                special=kinds[index] != USER_DEFINED,
+                normalized=False,
+                rstrip=strips and token not in keeps and kinds[index] == CONTROL,
+            )
+            for index, token in enumerate(_tokens(file))
+            if kinds[index] in (CONTROL, USER_DEFINED) or (kinds[index] == UNKNOWN and kind == "llama")
+        ]
+    )
+    return tokenizer
+
+
+def _tokens(file: Any) -> list[str]:
+    """The vocabulary as the tokenizer libraries write it: llama.cpp's converter put plain spaces in some pieces."""
+    tokens: list[str] = file.value("tokenizer.ggml.tokens")
+    if file.value("tokenizer.ggml.model") != "llama":
+        return tokens
+    return [token.replace(" ", _SPACE) for token in tokens]
+
+
+def _byte_level(file: Any) -> Tokenizer:
+    pre = file.value("tokenizer.ggml.pre", "")
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
         raise ExportError(f"{file.path.name} names the pre-tokenizer {pre!r}; known are {known}.")
-    tokens = file.value("tokenizer.ggml.tokens")
-    kinds = file.value("tokenizer.ggml.token_type")
+    split = PRE_TOKENIZERS[pre]
     merges = [tuple(merge.split(" ", 1)) for merge in file.value("tokenizer.ggml.merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False))
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
+    vocabulary = {token: index for index, token in enumerate(_tokens(file))}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False, ignore_merges=split.ignore_merges
+        )
+    )
+    if split.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = split.build()
     tokenizer.decoder = decoders.ByteLevel()
-    added: list[tuple[str, int]] = [
-        (token, kinds[index]) for index, token in enumerate(tokens) if kinds[index] in (CONTROL, USER_DEFINED)
-    ]
-    for token, token_kind in added:
-        tokenizer.add_tokens([AddedToken(token, special=token_kind == CONTROL, normalized=False)])
     return tokenizer
+
+
+def _sentencepiece(file: Any) -> Tokenizer:
+    tokens, kinds = _tokens(file), file.value("tokenizer.ggml.token_type")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    unknown = file.value(
+        "tokenizer.ggml.unknown_token_id", next((i for i, k in enumerate(kinds) if k == UNKNOWN), None)
+    )
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(tokens, kinds, file.value("tokenizer.ggml.scores")),
+            unk_token=None if unknown is None else tokens[int(unknown)],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces = normalizers.Replace(" ", _SPACE)
+    decoder = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if file.value("tokenizer.ggml.add_space_prefix", True):
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces])
+        decoder.append(decoders.Strip(" ", 1, 0))
+    else:
+        tokenizer.normalizer = spaces
+    tokenizer.decoder = decoders.Sequence(decoder)
+    return tokenizer
+
+
+def _merges(tokens: list[str], kinds: list[int], scores: list[float]) -> list[tuple[str, str]]:
+    """SentencePiece joins the neighbours whose union has the best score: each way to split a token, best score first.
+
+    A user-defined token is found before any merge. Those that are one repeated character (white space, in Gemma) can
+    only come about by merges, since the spaces in a text are replaced before; so they come first, the longest foremost.
+    """
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    ranked = [i for i, kind in enumerate(kinds) if kind not in (UNKNOWN, CONTROL, USER_DEFINED) and len(tokens[i]) > 1]
+    ranked.sort(key=lambda index: -scores[index])  # stable: equal scores in the order of the vocabulary
+    runs = [
+        i for i, kind in enumerate(kinds) if kind == USER_DEFINED and len(tokens[i]) > 1 and len(set(tokens[i])) == 1
+    ]
+    runs.sort(key=lambda index: -len(tokens[index]))
+    merges: list[tuple[str, str]] = []
+    for index in (*runs, *ranked):
+        token = tokens[index]
+        halves = [(token[:at], token[at:]) for at in range(1, len(token))]
+        known = [(left, right) for left, right in halves if left in vocabulary and right in vocabulary]
+        merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return merges

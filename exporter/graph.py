@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from exporter.blocks import BLOCK_SIZE
 from exporter.errors import ExportError
 from handbill.manifest import MAX_FILE_BYTES
 
@@ -212,46 +211,50 @@ def _in_order_of_use(model: Any) -> Iterable[Any]:
                 yield tensors.pop(name)
 
 
-def sum_form(model: Any) -> int:
-    """Rewrite each MatMulNBits with float zero points for runtimes that refuse those; the number of them.
+def sum_form(model: Any, bits: tuple[int, ...] = (4, 8)) -> int:
+    """Rewrite each MatMulNBits of ``bits`` with float zero points for runtimes that refuse those; the number of them.
 
-    ``Σ x · s · (c - z)`` is ``Σ x · s · (c - 8) + Σ_blocks (Σ x) · s · (8 - z)``: the first term needs no zero points,
-    the second is a small float MatMul of the activations' block sums, equally exact.
+    ``Σ x · s · (c - z)`` is ``Σ x · s · (c - middle) + Σ_blocks (Σ x) · s · (middle - z)``: the first term needs no
+    zero points, the second is a small float MatMul of the activations' block sums, equally exact.
     """
     graph = model.graph
-    floats = {o for n in graph.node if n.op_type == "Div" for o in n.output}
-    zero_points = {o for n in graph.node if n.op_type == "Split" and n.input[0] in floats for o in n.output} | floats
+    zero_points = _float_zero_points(graph)
     rewritten: list[Any] = []
-    sums: dict[str, str] = {}
+    made: dict[str, Any] = {"handbill.last": np.array([-1], np.int64)}
+    sums: set[str] = set()
     count = 0
-    made = {
-        "handbill.blocks": np.array([0, 0, -1, BLOCK_SIZE], np.int64),
-        "handbill.last": np.array([-1], np.int64),
-        "handbill.middle": np.array(8, np.float32),
-    }
     for node in graph.node:
-        if node.op_type != "MatMulNBits" or len(node.input) < 4 or node.input[3] not in zero_points:
+        shape = attributes(node)
+        if node.op_type != "MatMulNBits" or shape["bits"] not in bits or not {*node.input[3:4]} & zero_points:
             rewritten.append(node)
             continue
         count += 1
-        x, scales, zeros, output = node.input[0], node.input[2], node.input[3], node.output[0]
-        shape = attributes(node)
-        blocks = -(-shape["K"] // shape["block_size"])
-        if shape["K"] % shape["block_size"]:
+        x, scales, zeros, output, size = (
+            node.input[0],
+            node.input[2],
+            node.input[3],
+            node.output[0],
+            shape["block_size"],
+        )
+        if shape["K"] % size:
             raise ValueError(f"{output}: {shape['K']} columns are no multiple of the block size")
-        made[f"{output}.shape"] = np.array([shape["N"], blocks], np.int64)
-        if x not in sums:
-            sums[x] = f"{x}.block_sums"
+        middle = f"handbill.middle_{shape['bits']}"
+        made[middle] = np.array(1 << (shape["bits"] - 1), np.float32)
+        made[f"handbill.blocks_{size}"] = np.array([0, 0, -1, size], np.int64)
+        made[f"{output}.shape"] = np.array([shape["N"], shape["K"] // size], np.int64)
+        blocks = f"{x}.blocks_{shape['bits']}_{size}"  # by bits, so that a second call for others finds names free
+        if blocks not in sums:
+            sums.add(blocks)
             rewritten += [
-                helper.make_node("Reshape", [x, "handbill.blocks"], [f"{x}.blocks"]),
-                helper.make_node("ReduceSum", [f"{x}.blocks", "handbill.last"], [sums[x]], keepdims=0),
+                helper.make_node("Reshape", [x, f"handbill.blocks_{size}"], [blocks]),
+                helper.make_node("ReduceSum", [blocks, "handbill.last"], [f"{blocks}.sums"], keepdims=0),
             ]
         rewritten += [
-            helper.make_node("Sub", ["handbill.middle", zeros], [f"{output}.shift"]),
+            helper.make_node("Sub", [middle, zeros], [f"{output}.shift"]),
             helper.make_node("Mul", [f"{output}.shift", scales], [f"{output}.flat"]),
             helper.make_node("Reshape", [f"{output}.flat", f"{output}.shape"], [f"{output}.rows"]),
             helper.make_node("Transpose", [f"{output}.rows"], [f"{output}.correction"], perm=[1, 0]),
-            helper.make_node("MatMul", [sums[x], f"{output}.correction"], [f"{output}.corrected"]),
+            helper.make_node("MatMul", [f"{blocks}.sums", f"{output}.correction"], [f"{output}.corrected"]),
         ]
         bias = list(node.input[4:])
         node.input[:] = [*node.input[:3], *(["", *bias] if any(bias) else [])]
@@ -259,8 +262,20 @@ def sum_form(model: Any) -> int:
         rewritten += [node, helper.make_node("Add", [f"{output}.product", f"{output}.corrected"], [output])]
     if count:
         _replace_nodes(graph, rewritten)
-        graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
+        present = {tensor.name for tensor in graph.initializer}
+        graph.initializer.extend(
+            numpy_helper.from_array(value, name) for name, value in made.items() if name not in present
+        )
     return count
+
+
+def _float_zero_points(graph: Any) -> set[str]:
+    """Names of the zero points that modules.ScaleBank computes: a Div, to which an Add and a Split may follow."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Div" or (node.op_type in ("Add", "Split") and node.input[0] in found):
+            found.update(node.output)
+    return found
 
 
 def _replace_nodes(graph: Any, nodes: list[Any]) -> None:

@@ -33,33 +33,60 @@ class Current:
     step: Step
 
 
-class ScaleBank(nn.Module):
-    """Scales (and minima) of all linear layers of one form, float16, stored as one tensor.
+class Scales(nn.Module):
+    """float16 scales (or minima) of Blocks, float32 [blocks] when called.
 
-    MatMulNBits wants them in float32: one Cast and one Split serve every layer, and ONNX Runtime folds both when it
-    loads the graph. A weight ``scale · code + minimum`` becomes ``scale · (code - zero)`` with the float32 zero point
-    ``-minimum / scale``, which is how GGUF's Q4_1 goes in without loss at 5 bits a weight.
+    MatMulNBits wants float32: a Cast (and where GGUF's K formats have integer factors, a Mul), which ONNX Runtime folds
+    when it loads the graph. float32 in the shards would cost 1.4 bits a weight more.
     """
 
-    scales: Tensor
-    negative_minima: Tensor | None
+    values: Tensor
+    factors: Tensor | None
+
+    def __init__(self, values: Tensor, factors: Tensor | None) -> None:
+        super().__init__()
+        values = values.flatten()
+        self.register_buffer("values", values if factors is None else values.unsqueeze(-1))
+        self.register_buffer("factors", None if factors is None else factors.reshape(len(values), -1))
+
+    def forward(self) -> Tensor:
+        if self.factors is None:
+            return self.values.float()
+        return (self.values.float() * self.factors.float()).reshape(-1)
+
+
+class ScaleBank(nn.Module):
+    """Scales (and minima) of all linear layers of one form as one tensor: one Cast and one Split serve every layer.
+
+    A weight ``scale · (code - shift) + minimum`` becomes ``scale · (code - zero)`` with the float32 zero point
+    ``shift - minimum / scale``: so GGUF's Q4_1 and Q4_K go in without loss at 5 and 4.625 bits a weight.
+    """
 
     def __init__(self, layers: list[QuantizedLinear]) -> None:
         super().__init__()
+        blocks = [layer.blocks for layer in layers]
         self.keys = [id(layer) for layer in layers]
-        self.sizes = [layer.blocks.scales.numel() for layer in layers]
-        self.register_buffer("scales", torch.cat([layer.blocks.scales.flatten() for layer in layers]))
-        minima = [layer.blocks.minima.flatten() for layer in layers if layer.blocks.minima is not None]
-        self.register_buffer("negative_minima", -torch.cat(minima) if minima else None)
+        self.sizes = [part.rows * part.codes.shape[1] for part in blocks]
+        self.shift = blocks[0].shift
+        scales, minima = _joined(blocks, "scales"), _joined(blocks, "minima")
+        assert scales is not None
+        self.scales = Scales(scales, _joined(blocks, "scale_factors"))
+        self.negative_minima = None if minima is None else Scales(-minima, _joined(blocks, "minimum_factors"))
 
     def fill(self, step: Step) -> None:
-        scales = self.scales.float()
+        scales = self.scales()
         step.scales.update(zip(self.keys, self._pieces(scales), strict=True))
         if self.negative_minima is not None:
-            step.zeros.update(zip(self.keys, self._pieces(self.negative_minima.float() / scales), strict=True))
+            zeros = self.negative_minima() / scales
+            step.zeros.update(zip(self.keys, self._pieces(zeros + self.shift if self.shift else zeros), strict=True))
 
     def _pieces(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return (tensor,) if len(self.sizes) == 1 else torch.split(tensor, self.sizes)
+
+
+def _joined(blocks: list[Blocks], name: str) -> Tensor | None:
+    parts = [getattr(part, name) for part in blocks]
+    return None if parts[0] is None else torch.cat([part.flatten() for part in parts])
 
 
 class QuantizedLinear(nn.Module):
@@ -89,6 +116,7 @@ class QuantizedLinear(nn.Module):
             self.out_features,
             self.in_features,
             self.blocks.bits,
+            self.blocks.size,
         )
         return result
 
@@ -96,16 +124,14 @@ class QuantizedLinear(nn.Module):
 class QuantizedTable(QuantizedLinear):
     """A QuantizedLinear that an embedding reads too, so it holds its scales itself, as [rows, blocks]."""
 
-    scales: Tensor
-
     def __init__(self, blocks: Blocks, bias: Tensor | None) -> None:
         if blocks.minima is not None:
             raise ExportError("An embedding with minima (Q4_1) has no operator to read it; requantize it first.")
         super().__init__(blocks, bias)
-        self.register_buffer("scales", blocks.scales)
+        self.scales = Scales(blocks.scales, blocks.scale_factors)
 
     def fill(self, step: Step) -> None:
-        step.scales[id(self)] = self.scales.float()
+        step.scales[id(self)] = self.scales().view(self.out_features, -1)
 
 
 class QuantizedEmbedding(nn.Module):
@@ -119,7 +145,7 @@ class QuantizedEmbedding(nn.Module):
         table = self.table
         scales = Current.step.scales[id(table)]
         rows: Tensor = GatherBlockQuantized.apply(  # type: ignore[no-untyped-call]
-            ids, table.codes, scales, table.zeros, table.in_features, table.blocks.bits
+            ids, table.codes, scales, table.zeros, table.in_features, table.blocks.bits, table.blocks.size
         )
         return rows if self.scale is None else rows * self.scale
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.onnx import symbolic_helper
 
-from exporter.blocks import BLOCK_SIZE
-
 SWAP_HEADS = [0, 2, 1, 3]
 
 
@@ -86,13 +84,15 @@ class MatMulNBits(Function):
         rows: int,
         columns: int,
         bits: int,
+        block_size: int,
     ) -> Tensor:
         return x.new_zeros((*x.shape[:-1], rows))
 
     @staticmethod
     def symbolic(
-        graph: Any, x: Any, codes: Any, scales: Any, zeros: Any, bias: Any, rows: int, columns: int, bits: int
-    ) -> Any:
+        graph: Any, x: Any, codes: Any, scales: Any, zeros: Any, bias: Any, rows: int, columns: int, bits: int,
+        block_size: int,
+    ) -> Any:  # fmt: skip
         if _kind(x) == "onnx::Reshape" and _kind(_input(x)) == "com.microsoft::GroupQueryAttention":
             x = _input(x)  # the model's reshape of attention's output, which has that shape already
         inputs = [x, codes, scales]
@@ -106,7 +106,7 @@ class MatMulNBits(Function):
             K_i=columns,
             N_i=rows,
             bits_i=bits,
-            block_size_i=BLOCK_SIZE,
+            block_size_i=block_size,
             accuracy_level_i=0,
         )
         y.setType(x.type().with_sizes([None, None, rows]))
@@ -118,12 +118,15 @@ class GatherBlockQuantized(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ids: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, columns: int, bits: int
-    ) -> Tensor:
+        ctx: Any, ids: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, columns: int, bits: int,
+        block_size: int,
+    ) -> Tensor:  # fmt: skip
         return scales.new_zeros((*ids.shape, columns))
 
     @staticmethod
-    def symbolic(graph: Any, ids: Any, codes: Any, scales: Any, zeros: Any, columns: int, bits: int) -> Any:
+    def symbolic(
+        graph: Any, ids: Any, codes: Any, scales: Any, zeros: Any, columns: int, bits: int, block_size: int
+    ) -> Any:
         # ``codes`` stays lm_head's [rows, blocks, bytes] initializer; graph.py replaces the Reshape by an alias.
         data = graph.op("Reshape", codes, _int64(graph, 0, -1))
         y = graph.op(
@@ -134,7 +137,7 @@ class GatherBlockQuantized(Function):
             *([] if zeros is None else [zeros]),
             gather_axis_i=0,
             quantize_axis_i=1,
-            block_size_i=BLOCK_SIZE,
+            block_size_i=block_size,
             bits_i=bits,
         )
         y.setType(scales.type().with_sizes([None, None, columns]))

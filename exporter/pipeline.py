@@ -77,7 +77,6 @@ def build(
     greedy = Greedy()
     if demands.full:
         greedy = Greedy(**stages.run("answered", lambda _: compare_answers(checkpoint, whole / graphs["webgpu"], kv)))
-    plan = _write_plan(whole)
     checkpoint.tokenizer.save(str(whole / "tokenizer.json"))
     (whole / report.NAME).unlink(missing_ok=True)  # of a run that was stopped
     if checkpoint.licence_text:
@@ -101,7 +100,7 @@ def build(
         chat_template=checkpoint.chat_template,
         files=_files(whole),
         tools=_tools(),
-        plan=plan,
+        plan=converted["plan"],
         top_k=min(TOP_K, architecture.vocabulary),
         check=verify.device_check(ids, np.load(references / "reference.npy")),
     )
@@ -186,21 +185,23 @@ def _quantize(fitting: Fitting, ids: list[int], positions: int, folder: Path) ->
 
 @torch.no_grad()
 def _convert(model: Any, store: Store, architecture: Architecture, folder: Path) -> Any:
-    """model.onnx (and model-webgpu.onnx where WebGPU needs another form) over one set of shards; accuracy_level 0."""
+    """model.onnx (and model-webgpu.onnx where WebGPU needs another form) over one set of shards, and their plan.
+
+    The graphs are left at accuracy_level 0.
+    """
     blocks = {name: store.read(name) for name in store.forms()}
     substituted = substitute(model, blocks, architecture.context)
     print("Converting with Optimum", flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         traced, tensors = convert(substituted, architecture.kv_heads, architecture.head_dim, Path(scratch) / "traced")
         graph_model = graph.load(traced)
-    graphs, shards = _write_graphs(graph_model, tensors, folder)
-    return {"graphs": graphs, "shards": [shard.name for shard in shards]}
+    return _write_graphs(graph_model, tensors, folder)
 
 
-def _write_plan(folder: Path) -> str:
+def _write_plan(model: Any, folder: Path) -> str:
     """The name of the plan that was written, "" (and why is said) where the CPU kernels cannot run this graph."""
     try:
-        write_plan(folder / "model.onnx", folder / "plan.json")
+        write_plan(model, folder / "plan.json")
     except PlanError as error:
         print(error)
         return ""
@@ -220,16 +221,18 @@ def _describe(blocks: dict[str, Blocks], embedding: str) -> Quantization:
     )
 
 
-def _write_graphs(model: Any, tensors: dict[str, Any], folder: Path) -> tuple[dict[str, str], list[Path]]:
+def _write_graphs(model: Any, tensors: dict[str, Any], folder: Path) -> Any:
     graph.refer(model, tensors)
     graph.tidy(model)
     graph.fuse_residual_norms(model)
     with stage("Writing weights", graph.weight_bytes(model), "B", unit_scale=True) as bar:
         shards = graph.shard(model, tensors, folder, bar.update)
+    plan = _write_plan(model, folder)
+    graph.sum_form(model, bits=(8,))  # which no runtime takes with float zero points
     graphs = {"wasm": "model.onnx", "webgpu": "model.onnx"}
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     print(f"Graph: {len(model.graph.node)} nodes")
     if graph.sum_form(model):
         graphs["webgpu"] = "model-webgpu.onnx"
         (folder / "model-webgpu.onnx").write_bytes(model.SerializeToString())
-    return graphs, shards
+    return {"graphs": graphs, "shards": [shard.name for shard in shards], "plan": plan}

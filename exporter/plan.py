@@ -1,13 +1,14 @@
 """The flat plan of the CPU int4 session: model.onnx as a list of operations that WebAssembly runs in one call.
 
-``plan.json`` is derived from the finished graph and copies no weights: it says where in the shards they lie. Its keys:
+``plan.json`` is derived from the graph and copies no weights: it says where in the shards they lie. Its keys:
 
 - ``format`` 1, ``context`` (positions in the rotary tables), ``vocabulary``, ``top_k``
 - ``tensors``: [{file, offset, dtype, elements}], or {data (base64), dtype, elements} for what model.onnx holds inside
-- ``weights``: [{rows, columns, bits, block, values, scales, zeros?: {kind, tensor}, bias?}], numbers of tensors. A
-  weight is scale · (value - zero) where kind is ``packed`` (uint8, as MatMulNBits has them) or ``float``, scale · value
-  + minimum where it is ``minimum`` or (stored with the other sign) ``minimum_negated``, and scale · (value - middle)
-  without ``zeros``
+- ``weights``: [{rows, columns, bits, block, values, scales, factors?, zeros?, bias?}], numbers of tensors; ``zeros`` is
+  {kind, tensor, factors?, shift?}. A weight is scale · (value - zero) where kind is ``packed`` (uint8, as MatMulNBits
+  has them) or ``float``, scale · (value - shift) + minimum where it is ``minimum`` or (stored with the other sign)
+  ``minimum_negated``, and scale · (value - middle) without ``zeros``. Where there are ``factors`` (uint8 or int8), a
+  scale or minimum is the tensor's value for several neighbouring blocks, times a factor of each
 - ``buffers``: [{rows: tokens | asked, width}] of float32 rows, reused as their values die
 - ``caches``: [{kv_heads, head_dim}], one per layer
 - ``ops``, in order; an operand is [buffer, first column]. web/sessions/cpu-plan.js lists and checks their fields
@@ -27,13 +28,16 @@ import onnx
 
 from exporter.graph import attributes
 from exporter.plan_buffers import reuse_buffers
-from exporter.plan_tensors import Constants, PlanError, Quotient, Stored, refuse
+from exporter.plan_tensors import Constants, PlanError, Product, Quotient, Stored, refuse
 
 FORMAT = 1
 NO_LIMIT = 1 << 20
 """``context`` of a model without rotary tables; the manifest's own limit counts then."""
 
 BLOCK = 32
+HALF = 16
+"""The one smaller block that the kernels know, of GGUF's Q6_K."""
+
 ASKED_INPUT, IDS_INPUT = "positions", "input_ids"
 NO_AXES_ATTENTION = ("smooth_softmax", "qk_output", "no_causal")
 
@@ -158,19 +162,29 @@ class Planner:
     def _weights(self, node: Any, values: Stored, scales: Any, zeros: Any, rows: int, columns: int) -> dict[str, Any]:
         settings = attributes(node)
         bits, block = int(settings.get("bits", 4)), int(settings["block_size"])
-        if bits not in (4, 8) or block % BLOCK or not isinstance(scales, Stored):
+        if bits not in (4, 8) or (block % BLOCK and block != HALF) or not isinstance(scales, Stored | Product):
             raise refuse(node)
         number = self.constants.number
         weights: dict[str, Any] = {"rows": rows, "columns": columns, "bits": bits, "block": block}
-        weights |= {"values": number(values), "scales": number(scales)}
+        weights |= {"values": number(values)} | self._scales(scales, "scales")
         if isinstance(zeros, Quotient) and zeros.denominator == scales:
-            kind = "minimum_negated" if not zeros.numerator.negated else "minimum"
-            weights["zeros"] = {"kind": kind, "tensor": number(replace(zeros.numerator, negated=False))}
+            minima = zeros.numerator
+            kind = "minimum" if isinstance(minima, Stored) and minima.negated else "minimum_negated"
+            if isinstance(minima, Stored):
+                minima = replace(minima, negated=False)
+            weights["zeros"] = {"kind": kind} | self._scales(minima, "tensor")
+            if zeros.shift:
+                weights["zeros"]["shift"] = zeros.shift
         elif isinstance(zeros, Stored) and not zeros.negated:
             weights["zeros"] = {"kind": "packed" if zeros.dtype == "uint8" else "float", "tensor": number(zeros)}
         elif zeros is not None:
             raise refuse(node)
         return weights
+
+    def _scales(self, scales: Stored | Product, key: str) -> dict[str, int]:
+        if isinstance(scales, Stored):
+            return {key: self.constants.number(scales)}
+        return {key: self.constants.number(scales.values), "factors": self.constants.number(scales.factors)}
 
     def _add_weights(self, weights: dict[str, Any]) -> int:
         if weights not in self.weights:
@@ -187,7 +201,7 @@ class Planner:
             raise refuse(node)
         rows = values.shape[0]
         columns = values.elements * 8 // int(settings.get("bits", 4)) // rows
-        weights = self._weights(node, values, self._constant(node, 2), self._optional(node, 3), rows, columns)
+        weights = self._weights(node, values, self._optional(node, 2), self._optional(node, 3), rows, columns)
         y = self._new(columns, "tokens")
         self.ops.append({"op": "embed", "weights": self._add_weights(weights), "y": y.operand})
         self.values[node.output[0]] = y
@@ -197,7 +211,7 @@ class Planner:
         x = self._columns(node, 0)
         if (len(node.input) > 4 and node.input[4]) or x.width != settings["K"]:
             raise refuse(node)
-        scales, zeros = self._constant(node, 2), self._optional(node, 3)
+        scales, zeros = self._optional(node, 2), self._optional(node, 3)
         weights = self._weights(node, self._constant(node, 1), scales, zeros, settings["N"], settings["K"])
         if len(node.input) > 5 and node.input[5]:
             weights["bias"] = self.constants.number(self._constant(node, 5))
@@ -358,12 +372,12 @@ def _swapped(node: Any) -> Any:
     return copy
 
 
-def derive(model: Path) -> dict[str, Any]:
-    """The plan of the graph at ``model``. Raises PlanError where the kernels lack something it needs."""
-    return Planner(onnx.load(str(model), load_external_data=False)).plan()
+def derive(model: Any) -> dict[str, Any]:
+    """The plan of a ModelProto, its weights left on disk. Raises PlanError where the kernels lack what it needs."""
+    return Planner(model).plan()
 
 
-def write(model: Path, target: Path) -> None:
+def write(model: Any, target: Path) -> None:
     """Write the plan of ``model`` as JSON to ``target``. Raises PlanError, and then writes nothing."""
     text = json.dumps(derive(model), separators=(",", ":"), sort_keys=True)
     partial = target.with_name(f".{target.name}.partial")

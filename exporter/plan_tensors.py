@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import onnx
@@ -16,8 +16,9 @@ DTYPES = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.UINT8: "uint8",
+    onnx.TensorProto.INT8: "int8",
 }
-BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+BYTES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
 
 
 class PlanError(Exception):
@@ -48,11 +49,43 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Quotient:
-    """An elementwise quotient of two stored tensors of one shape: how float zero points are written."""
+class Product:
+    """Stored numbers, each times some integers: how GGUF's K formats keep scales. ``values`` [n], ``factors`` [n · k].
 
-    numerator: Stored
-    denominator: Stored
+    ``factors`` has the shape of the whole.
+    """
+
+    values: Stored
+    factors: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.factors.shape
+
+    @property
+    def elements(self) -> int:
+        return self.factors.elements
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """An elementwise quotient of two constants of one shape, plus ``shift``: how float zero points are written."""
+
+    numerator: Stored | Product
+    denominator: Stored | Product
+    shift: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.denominator.shape
+
+    @property
+    def elements(self) -> int:
+        return self.denominator.elements
+
+
+Operand = Stored | Product
+Constant = Operand | Quotient
 
 
 class Constants:
@@ -61,12 +94,12 @@ class Constants:
     def __init__(self, model: Any) -> None:
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.tensors: list[dict[str, Any]] = []
-        self.known: dict[str, Stored | Quotient] = {}
+        self.known: dict[str, Constant] = {}
         for name, tensor in self.initializers.items():
             if tensor.data_type in DTYPES:
                 self.known[name] = Stored(name, 0, tuple(tensor.dims), DTYPES[tensor.data_type])
 
-    def get(self, name: str) -> Stored | Quotient | None:
+    def get(self, name: str) -> Constant | None:
         return self.known.get(name)
 
     def numbers(self, node: Any, index: int) -> list[float]:
@@ -94,7 +127,8 @@ class Constants:
             return False
         fold = {
             "Cast": self._cast, "Identity": self._identity, "Neg": self._negate, "Div": self._divide,
-            "Split": self._split, "Slice": self._slice, "Reshape": self._reshape,
+            "Mul": self._multiply, "Add": self._add, "Split": self._split, "Slice": self._slice,
+            "Reshape": self._reshape,
         }.get(node.op_type)  # fmt: skip
         return fold is not None and fold(node, first)
 
@@ -116,36 +150,57 @@ class Constants:
             self.tensors.append(entry)
         return self.tensors.index(entry)
 
-    def _cast(self, node: Any, value: Stored | Quotient) -> bool:
+    def _cast(self, node: Any, value: Constant) -> bool:
         self.known[node.output[0]] = value
         return attributes(node)["to"] in DTYPES
 
-    def _identity(self, node: Any, value: Stored | Quotient) -> bool:
+    def _identity(self, node: Any, value: Constant) -> bool:
         self.known[node.output[0]] = value
         return True
 
-    def _negate(self, node: Any, value: Stored | Quotient) -> bool:
-        if isinstance(value, Quotient):
+    def _negate(self, node: Any, value: Constant) -> bool:
+        if isinstance(value, Quotient) and isinstance(value.numerator, Stored) and not value.shift:
             value = replace(value, numerator=replace(value.numerator, negated=not value.numerator.negated))
-        else:
+        elif isinstance(value, Stored):
             value = replace(value, negated=not value.negated)
+        else:
+            return False
         self.known[node.output[0]] = value
         return True
 
-    def _divide(self, node: Any, value: Stored | Quotient) -> bool:
+    def _divide(self, node: Any, value: Constant) -> bool:
         other = self.known.get(node.input[1])
-        if not (isinstance(value, Stored) and isinstance(other, Stored)) or value.shape != other.shape:
+        if other is None or isinstance(value, Quotient) or isinstance(other, Quotient) or value.shape != other.shape:
             return False
-        if other.negated:
+        if isinstance(other, Stored) and other.negated:
+            if not isinstance(value, Stored):
+                return False
             value, other = replace(value, negated=not value.negated), replace(other, negated=False)
         self.known[node.output[0]] = Quotient(value, other)
         return True
 
-    def _split(self, node: Any, value: Stored | Quotient) -> bool:
+    def _multiply(self, node: Any, value: Constant) -> bool:
+        """[n, 1] times integers [n, k]."""
+        other = self.known.get(node.input[1])
+        if not (isinstance(value, Stored) and isinstance(other, Stored)) or other.dtype not in ("uint8", "int8"):
+            return False
+        if len(value.shape) != 2 or value.shape != (other.shape[0], 1) or value.negated:
+            return False
+        self.known[node.output[0]] = Product(value, other)
+        return True
+
+    def _add(self, node: Any, value: Constant) -> bool:
+        """A number on a Quotient."""
+        if not isinstance(value, Quotient) or value.shift:
+            return False
+        (shift,) = self.numbers(node, 1)
+        self.known[node.output[0]] = replace(value, shift=shift)
+        return True
+
+    def _split(self, node: Any, value: Constant) -> bool:
         if attributes(node).get("axis", 0) != 0:
             return False
-        rows = (value if isinstance(value, Stored) else value.numerator).shape[0]
-        sizes = [rows // len(node.output)] * len(node.output)
+        sizes = [value.shape[0] // len(node.output)] * len(node.output)
         if len(node.input) > 1 and node.input[1]:
             sizes = [int(size) for size in self.numbers(node, 1)]
         start = 0
@@ -154,34 +209,51 @@ class Constants:
             start += size
         return True
 
-    def _slice(self, node: Any, value: Stored | Quotient) -> bool:
+    def _slice(self, node: Any, value: Constant) -> bool:
         start, end = ([int(number) for number in self.numbers(node, i)] for i in (1, 2))
         axes = [int(number) for number in self.numbers(node, 3)] if len(node.input) > 3 else [0]
         steps = [int(number) for number in self.numbers(node, 4)] if len(node.input) > 4 else [1]
         if axes != [0] or steps != [1]:
             return False
-        rows = (value if isinstance(value, Stored) else value.numerator).shape[0]
-        low, high, _ = slice(start[0], end[0]).indices(rows)
+        low, high, _ = slice(start[0], end[0]).indices(value.shape[0])
         self.known[node.output[0]] = _rows(value, low, high - low)
         return True
 
-    def _reshape(self, node: Any, value: Stored | Quotient) -> bool:
+    def _reshape(self, node: Any, value: Constant) -> bool:
         sizes = [int(size) for size in self.numbers(node, 1)]
-        parts = [value] if isinstance(value, Stored) else [value.numerator, value.denominator]
-        known = int(np.prod([size for size in sizes if size > 0], dtype=np.int64))
         if 0 in sizes:
             return False
-        shape = tuple(size if size > 0 else parts[0].elements // known for size in sizes)
-        shaped = [replace(part, shape=shape) for part in parts]
-        self.known[node.output[0]] = shaped[0] if isinstance(value, Stored) else Quotient(shaped[0], shaped[1])
+        known = int(np.prod([size for size in sizes if size > 0], dtype=np.int64))
+        self.known[node.output[0]] = _shaped(value, tuple(s if s > 0 else value.elements // known for s in sizes))
         return True
 
 
-def _rows(value: Stored | Quotient, start: int, rows: int) -> Stored | Quotient:
+@overload
+def _shaped(value: Operand, shape: tuple[int, ...]) -> Operand: ...
+@overload
+def _shaped(value: Quotient, shape: tuple[int, ...]) -> Quotient: ...
+def _shaped(value: Constant, shape: tuple[int, ...]) -> Constant:
+    if isinstance(value, Quotient):
+        return Quotient(_shaped(value.numerator, shape), _shaped(value.denominator, shape), value.shift)
+    if isinstance(value, Product):
+        return replace(value, factors=replace(value.factors, shape=shape))
+    return replace(value, shape=shape)
+
+
+@overload
+def _rows(value: Operand, start: int, rows: int) -> Operand: ...
+@overload
+def _rows(value: Quotient, start: int, rows: int) -> Quotient: ...
+def _rows(value: Constant, start: int, rows: int) -> Constant:
     """``rows`` of the first axis from ``start`` on."""
     if isinstance(value, Quotient):
-        top, bottom = _rows(value.numerator, start, rows), _rows(value.denominator, start, rows)
-        assert isinstance(top, Stored) and isinstance(bottom, Stored)
-        return Quotient(top, bottom)
+        return Quotient(_rows(value.numerator, start, rows), _rows(value.denominator, start, rows), value.shift)
+    if isinstance(value, Product):
+        each = value.elements // value.values.elements
+        first, count = (number * value.elements // value.shape[0] // each for number in (start, rows))
+        flat = replace(value.values, shape=(value.values.elements,))
+        values, factors = _rows(flat, first, count), _rows(value.factors, start, rows)
+        assert isinstance(values, Stored) and isinstance(factors, Stored)
+        return Product(values, factors)
     each = int(np.prod(value.shape[1:], dtype=np.int64))
     return replace(value, start=value.start + start * each, shape=(rows, *value.shape[1:]))

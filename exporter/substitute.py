@@ -144,6 +144,8 @@ def _stack_qkv(module: Any, name: str, blocks: dict[str, Blocks]) -> list[Quanti
 
 
 def _banks(linears: list[QuantizedLinear]) -> list[ScaleBank]:
-    with_minima = [layer for layer in linears if layer.blocks.minima is not None]
-    without = [layer for layer in linears if layer.blocks.minima is None]
-    return [ScaleBank(group) for group in (with_minima, without) if group]
+    """A bank for every form of scales that there is."""
+    groups: dict[Any, list[QuantizedLinear]] = {}
+    for layer in linears:
+        groups.setdefault(layer.blocks.scales_form, []).append(layer)
+    return [ScaleBank(group) for group in groups.values()]

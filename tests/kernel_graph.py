@@ -12,6 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
+Factored = tuple[Array, Array | None]
+"""Scales or minima float16 [rows, groups]; or [rows, groups / 2], and integer factors [rows, groups]."""
 SHARD = "weights-00.bin"
 
 
@@ -30,6 +32,8 @@ class Shape:
     bits: int = 4
     block: int = 32
     zeros: str = "minima"  # minima, packed, none
+    factors: bool = False  # scales and minima as floats for two blocks, times an integer for each
+    shift: int = 0  # of the codes, where they have minima
     window: int = -1
     softcap: float = 0.0
     rotary: float = 1.0
@@ -50,7 +54,7 @@ class Builder:
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.data = bytearray()
-        self.scales: list[tuple[str, Array, Array | None]] = []
+        self.scales: list[tuple[str, Factored, Factored | None]] = []
 
     def node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **settings: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **settings))
@@ -80,12 +84,9 @@ class Builder:
         shape, groups = self.shape, -(-columns // self.shape.block)
         codes = self.rng.integers(0, 256, (rows, groups, shape.block * shape.bits // 8), np.uint8)
         size = 1.5 / (1 << shape.bits) / columns**0.5
-        scales = (size * self.rng.uniform(1, 4, (rows, groups))).astype(np.float16)
+        scales, minima = self._scales(size, rows, groups)
         inputs = [x, self.constant(f"{name}.codes", codes), f"{name}.scales"]
-        minima = None
-        if shape.zeros == "minima":
-            middle = (1 << shape.bits) / 2 + self.rng.uniform(-1, 1, scales.shape)
-            minima = (scales * middle).astype(np.float16)
+        if minima:
             inputs.append(f"{name}.zeros")
         if shape.zeros == "packed":
             width = -(-groups * shape.bits // 8)
@@ -98,26 +99,60 @@ class Builder:
         self.scales.append((name, scales, minima))
         return self.contrib("MatMulNBits", inputs, [name], K=columns, N=rows, bits=shape.bits, block_size=shape.block)
 
+    def _scales(self, size: float, rows: int, groups: int) -> tuple[Factored, Factored | None]:
+        """Scales of about ``size`` and, where the shape has them, minima of the sign that the bank stores."""
+        shape, rng = self.shape, self.rng
+        middle = (1 << shape.bits) / 2 - shape.shift
+        if not shape.factors:
+            scales = (size * rng.uniform(1, 4, (rows, groups))).astype(np.float16)
+            minima = (scales * (middle + rng.uniform(-1, 1, scales.shape))).astype(np.float16)
+            return (scales, None), (minima, None) if shape.zeros == "minima" else None
+        scales = (size / 16 * rng.uniform(1, 2, (rows, groups // 2))).astype(np.float16)
+        factors = rng.integers(12, 64, (rows, groups), np.uint8)
+        minima = (scales * middle).astype(np.float16)
+        if shape.zeros == "minima":
+            return (scales, factors), (minima, factors + rng.integers(0, 2, factors.shape, np.uint8))
+        return (scales, (factors * rng.choice([-1, 1], factors.shape)).astype(np.int8)), None
+
     def bank(self) -> list[Any]:
         """The nodes that split the one tensor of scales (and of negated minima) into a piece per matrix."""
-        sizes = np.array([scales.size for _, scales, _ in self.scales], np.int64)
-        nodes = []
-
-        def pieces(kind: str, source: str) -> None:
-            names = [f"{name}.{kind}" for name, _, _ in self.scales]
-            nodes.append(helper.make_node("Split", [source, "bank.sizes"], names, axis=0))
-
+        sizes = np.array(
+            [(scales[0] if scales[1] is None else scales[1]).size for _, scales, _ in self.scales], np.int64
+        )
         self.initializers.append(numpy_helper.from_array(sizes, "bank.sizes"))
-        self.constant("bank.scales", np.concatenate([scales.ravel() for _, scales, _ in self.scales]))
-        nodes.append(helper.make_node("Cast", ["bank.scales"], ["bank.float"], to=TensorProto.FLOAT))
-        pieces("scales", "bank.float")
-        if self.shape.zeros == "minima":
-            minima = [minima.ravel() for _, _, minima in self.scales if minima is not None]
-            self.constant("bank.minima", np.concatenate(minima))
-            nodes.append(helper.make_node("Cast", ["bank.minima"], ["bank.minima.float"], to=TensorProto.FLOAT))
-            nodes.append(helper.make_node("Div", ["bank.minima.float", "bank.float"], ["bank.zeros"]))
-            pieces("zeros", "bank.zeros")
+        nodes = self._whole("bank.scales", [scales for _, scales, _ in self.scales])
+        minima = [each for _, _, each in self.scales if each]
+        names = [name for name, _, _ in self.scales]
+        nodes.append(
+            helper.make_node("Split", ["bank.scales", "bank.sizes"], [f"{name}.scales" for name in names], axis=0)
+        )
+        if minima:
+            nodes += self._whole("bank.minima", minima)
+            nodes.append(helper.make_node("Div", ["bank.minima", "bank.scales"], ["bank.zeros"]))
+            zeros = "bank.zeros"
+            if self.shape.shift:
+                self.constant("bank.shift", np.array(self.shape.shift, np.float32))
+                nodes.append(helper.make_node("Add", [zeros, "bank.shift"], ["bank.shifted"]))
+                zeros = "bank.shifted"
+            nodes.append(helper.make_node("Split", [zeros, "bank.sizes"], [f"{name}.zeros" for name in names], axis=0))
         return nodes
+
+    def _whole(self, name: str, parts: list[Factored]) -> list[Any]:
+        """The nodes that make ``name``, float32 and flat, of what is stored."""
+        values = np.concatenate([values.ravel() for values, _ in parts])
+        factors = [factors.ravel() for _, factors in parts if factors is not None]
+        if not factors:
+            self.constant(f"{name}.half", values)
+            return [helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT)]
+        self.constant(f"{name}.half", values[:, None])
+        self.constant(f"{name}.integers", np.concatenate(factors).reshape(len(values), -1))
+        self.constant(f"{name}.flat", np.array([-1]))
+        return [
+            helper.make_node("Cast", [f"{name}.half"], [f"{name}.float"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", [f"{name}.integers"], [f"{name}.factors"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{name}.float", f"{name}.factors"], [f"{name}.products"]),
+            helper.make_node("Reshape", [f"{name}.products", f"{name}.flat"], [name]),
+        ]
 
     def norm_weight(self, name: str, width: int) -> str:
         return self.constant(name, self.rng.uniform(0.5, 1.5, width).astype(np.float32))

@@ -11,14 +11,14 @@
 
 /* Of the words below; cpu-link.js has the same number. A page that got its script and its kernels from different builds
  * (an old cache) says so instead of running nonsense. */
-enum { LAYOUT = 2 };
+enum { LAYOUT = 3 };
 int EXPORT(layout)(void) { return LAYOUT; }
 
 enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, JOIN, PICK, TOP_K };
 enum { ALL_TOKENS = 0, ASKED = 1 };
 
 typedef struct {
-  int32_t bits, outputs, blocks;
+  int32_t bits, halves, outputs, blocks;
   const uint8_t *values;
   const float *scale, *offset, *bias;
 } Weights;
@@ -85,7 +85,7 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
   switch (op->kind) {
     case EMBED:
       for (int r = first; r < last; r++)
-        embed(op->embed.w.bits, op->embed.w.values, op->embed.w.scale, op->embed.w.offset, op->embed.w.blocks,
+        embed(op->embed.w.bits, op->embed.w.halves, op->embed.w.values, op->embed.w.scale, op->embed.w.offset, op->embed.w.blocks,
               s->ids[r], op->embed.y.at + r * op->embed.y.row_floats);
       return;
     case NORM:
@@ -99,7 +99,7 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
     case LINEAR: {
       const Weights *w = &op->linear.w;
       int panels = w->outputs / PANEL;
-      return linear(w->bits, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
+      return linear(w->bits, w->halves, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
                     op->linear.y.row_floats, rows, w->blocks, panels * task / tasks, panels * (task + 1) / tasks,
                     scratch);
     }

@@ -1,13 +1,16 @@
 /* Matrix products of the linear layers and the lm_head; the layouts are described in linear.h. */
 #include "linear.h"
 
-/* What is added to scale * value: nothing, the stored offset, or -8 * scale. */
-enum { NOTHING, OFFSET, MIDDLE };
+/* What is added to scale * value: nothing (with HALVES too, where 16 inputs have a scale), the stored offset, or -8 *
+ * scale. */
+enum { NOTHING, OFFSET, MIDDLE, HALVES };
+
+INLINE int halves_of(const int kind) { return kind == HALVES ? 2 : 1; }
 
 /* x + one block's contribution to four outputs of one token: d = sum of value * activation, s and z the weights' scales
  * and offsets, e and f the activations' scale and sum. */
 INLINE vec scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
-  if (kind != NOTHING) x = f_madd(z, f, x);
+  if (kind == OFFSET || kind == MIDDLE) x = f_madd(z, f, x);
   return f_madd(wasm_f32x4_convert_i32x4(d), wasm_f32x4_mul(s, e), x);
 }
 
@@ -30,10 +33,11 @@ INLINE vec dot(vec activations, vec weights, vec sum) {
 INLINE void one_token(const int bits, const int kind, const uint8_t *w, const float *s, const float *z, Activations act,
                       int blocks, vec out[2]) {
   const int16_t *a = act.values;
+  const int halves = halves_of(kind);
   vec x0 = f_splat(0.f), x1 = x0;
-  for (int b = 0; b < blocks; b++) {
+  for (int b = 0; b < blocks * halves; b++) {
     vec d0 = wasm_i32x4_splat(0), d1 = d0;
-    ROLLED for (int g = 0; g < 8; g++) {
+    ROLLED for (int g = 0; g < 8 / halves; g++) {
       vec even = splat32(a), odd = splat32(a + 2);
       if (bits == 4) {
         vec q = load(w);
@@ -49,7 +53,7 @@ INLINE void one_token(const int bits, const int kind, const uint8_t *w, const fl
       }
       w += bits * 4, a += 4;
     }
-    vec e = splat32(act.scale + b), f = splat32(act.sum + b), s0 = load(s), s1 = load(s + 4);
+    vec e = splat32(act.scale + b / halves), f = splat32(act.sum + b / halves), s0 = load(s), s1 = load(s + 4);
     x0 = scaled(x0, d0, s0, offset(z, s0, kind), e, f, kind);
     x1 = scaled(x1, d1, s1, offset(z + 4, s1, kind), e, f, kind);
     s += PANEL, z += PANEL;
@@ -69,18 +73,21 @@ INLINE void unpack(const int bits, const uint8_t *w, int16_t *u, int blocks) {
 INLINE void four_tokens(const int kind, const int16_t *u, const float *s, const float *z, const int16_t *a,
                         const float *scale, const float *sum, int blocks, vec out[TILE][2]) {
   vec x[TILE][2];
+  const int halves = halves_of(kind);
   UNROLL for (int m = 0; m < TILE; m++) x[m][0] = x[m][1] = f_splat(0.f);
-  for (int b = 0; b < blocks; b++) {
+  for (int b = 0; b < blocks * halves; b++) {
     vec d[TILE][2];
     UNROLL for (int m = 0; m < TILE; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
-    dot_pairs(u, a, BLOCK / 2, TILE, TILE, d);
+    dot_pairs(u, a, BLOCK / 2 / halves, TILE, TILE, d);
     vec s0 = load(s), s1 = load(s + 4), z0 = offset(z, s0, kind), z1 = offset(z + 4, s1, kind);
     UNROLL for (int m = 0; m < TILE; m++) {
       vec e = splat32(scale + m), f = splat32(sum + m);
       x[m][0] = scaled(x[m][0], d[m][0], s0, z0, e, f, kind);
       x[m][1] = scaled(x[m][1], d[m][1], s1, z1, e, f, kind);
     }
-    u += BLOCK * PANEL, a += BLOCK * TILE, s += PANEL, z += PANEL, scale += TILE, sum += TILE;
+    u += BLOCK * PANEL / halves, a += BLOCK * TILE / halves, s += PANEL, z += PANEL;
+    if (kind == HALVES && !(b & 1)) continue; /* activations have one scale for both halves */
+    scale += TILE, sum += TILE;
   }
   UNROLL for (int m = 0; m < TILE; m++) out[m][0] = x[m][0], out[m][1] = x[m][1];
 }
@@ -93,7 +100,7 @@ INLINE void keep(float *y, vec low, vec high, const float *bias) {
 
 INLINE void panels(const int bits, const int kind, const uint8_t *w, const float *s, const float *z, const float *bias,
                    Activations a, float *y, int row_floats, int rows, int blocks, int first, int last, int16_t *scratch) {
-  int panel_bytes = blocks * bits * BLOCK, panel_scales = blocks * PANEL;
+  int panel_bytes = blocks * bits * BLOCK, panel_scales = blocks * PANEL * halves_of(kind);
   for (int p = first; p < last; p++) {
     const uint8_t *wp = w + p * panel_bytes;
     const float *sp = s + p * panel_scales, *zp = kind == OFFSET ? z + p * panel_scales : s;
@@ -114,11 +121,12 @@ INLINE void panels(const int bits, const int kind, const uint8_t *w, const float
   }
 }
 
-void linear(int bits, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a, float *y,
-            int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch) {
+void linear(int bits, int halves, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a,
+            float *y, int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch) {
 #define RUN(bits, kind) \
   panels(bits, kind, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, (int16_t *)scratch)
-  if (bits == 8 && z) RUN(8, OFFSET);
+  if (halves == 2) RUN(8, HALVES);
+  else if (bits == 8 && z) RUN(8, OFFSET);
   else if (bits == 8) RUN(8, NOTHING);
   else if (z) RUN(4, OFFSET);
   else RUN(4, MIDDLE);

@@ -8,7 +8,8 @@
  *   8 bit: 256 bytes per block = 8 groups x 32 bytes; value (output o, input kk) at (kk&1)*16 + (o>>2)*8 + (o&3)*2
  *          + (kk>>1). Values -128 to 127 (ONNX's 0 to 255 less 128).
  *   scales: float32 [panel][block][8]; offsets likewise, or none. weight = scale * value + offset. Where there are no
- *          offsets, 4-bit values stand for value - 8 and 8-bit values for themselves.
+ *          offsets, 4-bit values stand for value - 8 and 8-bit values for themselves. 8-bit values without offsets may
+ *          have a scale for every 16 inputs: [panel][block][2][8].
  *
  * Activations are int16 with one float32 scale per token and block of 32, in tiles of four tokens (or of one). int8
  * would be twice as fast where many tokens share a weight, but takes SmolLM2's likeliest token from 99.9 to 97 % of
@@ -42,8 +43,9 @@ INLINE void dot_pairs(const int16_t *w, const int16_t *a, int pairs, int stride,
   } while (w != end);
 }
 
-/* y[row][panel's 8 outputs] = activations x panels [first, last) of packed weights (+ bias), for `rows` tokens.
+/* y[row][panel's 8 outputs] = activations x panels [first, last) of packed weights (+ bias), for `rows` tokens;
+ * `halves` is 2 where every 16 inputs have a scale, else 1.
  * `y` has room for `rows` rounded up to whole tiles, `row_floats` apart. `scratch` holds one unpacked panel: 512 bytes
  * per block. */
-void linear(int bits, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a, float *y,
-            int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch);
+void linear(int bits, int halves, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a,
+            float *y, int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch);

@@ -42,9 +42,9 @@ INLINE float number(const void *from, uint32_t i, int half) {
 
 /* Scales of the same rows, [rows][groups] float32 or float16, where a group covers `per_group` blocks of 32; and their
  * offsets (`offset` null if there are none) from zero points of the kind `zero`: packed 4 or 8 bit (rows start on a
- * byte), float zero points, or the minima themselves. */
+ * byte), float zero points, or the minima themselves, of values that were stored `shift` higher. */
 void EXPORT(pack_scales)(int bits, const void *from, int half, int zero, const void *zeros, int zeros_half, float *scale,
-                         float *offset, int first, int rows, int blocks, int groups, int per_group) {
+                         float *offset, int first, int rows, int blocks, int groups, int per_group, float shift) {
   for (int r = 0; r < rows; r++) {
     uint32_t at = (uint32_t)((first + r) >> 3) * (uint32_t)blocks * PANEL + ((first + r) & 7);
     for (int b = 0; b < blocks; b++) {
@@ -55,7 +55,7 @@ void EXPORT(pack_scales)(int bits, const void *from, int half, int zero, const v
       float z;
       if (zero >= MINIMUM) {
         float least = number(zeros, i, zeros_half);
-        offset[at + b * PANEL] = (zero == MINIMUM ? least : -least) + (bits == 8 ? 128.f * s : 0.f);
+        offset[at + b * PANEL] = (zero == MINIMUM ? least : -least) + ((bits == 8 ? 128.f : 0.f) - shift) * s;
         continue;
       }
       if (zero == ZERO_FLOAT) {

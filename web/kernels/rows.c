@@ -106,14 +106,15 @@ void map(int activation, Rows a, int combine, Rows b, float scalar, Rows y, int 
   }
 }
 
-void embed(int bits, const uint8_t *w, const float *s, const float *z, int blocks, int id, float *y) {
+void embed(int bits, int halves, const uint8_t *w, const float *s, const float *z, int blocks, int id, float *y) {
   int lane = id & 7;
   w += (uint32_t)(id >> 3) * (uint32_t)blocks * (bits == 4 ? 128u : 256u);
-  s += (uint32_t)(id >> 3) * (uint32_t)blocks * PANEL + lane;
+  s += (uint32_t)(id >> 3) * (uint32_t)(blocks * halves) * PANEL + lane;
   if (z) z += (uint32_t)(id >> 3) * (uint32_t)blocks * PANEL + lane;
   for (int b = 0; b < blocks; b++) {
-    float factor = s[b * PANEL], offset = z ? z[b * PANEL] : bits == 4 ? -8.f * factor : 0.f;
     for (int k = 0; k < BLOCK; k++) {
+      float factor = s[(b * halves + k * halves / BLOCK) * PANEL];
+      float offset = z ? z[b * PANEL] : bits == 4 ? -8.f * factor : 0.f;
       int g = k >> 2, kk = k & 3, q;
       if (bits == 4) {
         int byte = w[b * 128 + g * 16 + (lane & 3) * 4 + kk];

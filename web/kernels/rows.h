@@ -24,7 +24,7 @@ void quantize(Rows x, int width, int blocks, int16_t *values, float *scale, floa
 void map(int activation, Rows a, int combine, Rows b, float scalar, Rows y, int width, int first, int last);
 
 /* One row of packed weights (linear.h) as float32: the embedding of token `id`. */
-void embed(int bits, const uint8_t *w, const float *s, const float *z, int blocks, int id, float *y);
+void embed(int bits, int halves, const uint8_t *w, const float *s, const float *z, int blocks, int id, float *y);
 
 /* The `k` largest of x[0, n) with their indices, largest first, the lower index first among equals. */
 void top_k(const float *x, int n, int k, float *values, int32_t *ids);

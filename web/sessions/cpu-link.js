@@ -2,7 +2,7 @@
 // web/kernels/engine.c runs. The order of words in here is that of the structs there.
 
 /** Of the words written here; web/kernels/engine.c has the same number. */
-export const LAYOUT = 2;
+export const LAYOUT = 3;
 
 const OP_WORDS = 32;
 const STATE_WORDS = 12;
@@ -21,8 +21,11 @@ export const MOST_PAGES = 65535;
 
 const up = (value, unit) => Math.ceil(value / unit) * unit;
 
-/** Blocks of 32 inputs of a row of `weights`. */
+/** Blocks of 32 inputs of a row of `weights`; where 16 inputs have a scale, the columns are a multiple of 32. */
 export const blocksOf = (weights) => Math.ceil(weights.columns / weights.block) * (weights.block / 32);
+
+/** Scales per block of 32 inputs. */
+export const halvesOf = (weights) => (weights.block === 16 ? 2 : 1);
 
 /**
  * The layout of `plan` for a KV cache of `context` tokens (a multiple of 32), steps of at most `chunk` tokens with
@@ -44,7 +47,7 @@ export function layOut(plan, { context, chunk, asked, threads, start }) {
     return {
       panels, blocks,
       values: take(panels * blocks * (weights.bits === 4 ? 128 : 256)),
-      scale: take(panels * blocks * 32),
+      scale: take(panels * blocks * 32 * halvesOf(weights)),
       offset: weights.zeros === undefined ? 0 : take(panels * blocks * 32),
       bias: weights.bias === undefined ? 0 : take(panels * 32),
     };
@@ -130,7 +133,8 @@ function link(plan, map) {
   const vector = (tensor) => (tensor === undefined ? 0 : map.vectors.get(tensor));
   const weightWords = (index) => {
     const { panels, blocks, values, scale, offset, bias } = map.weights[index];
-    return [plan.weights[index].bits, panels * 8, blocks, values, scale, offset, bias];
+    const weights = plan.weights[index];
+    return [weights.bits, halvesOf(weights), panels * 8, blocks, values, scale, offset, bias];
   };
   const { values, scale, sum } = map.activations;
   let quantized = ""; // What the activations hold now, so that q, k and v of one input quantize it once.

@@ -1,10 +1,10 @@
 // Fills the laid-out memory from the model's shards. Weights are repacked piece by piece as each shard is read; a
 // shard is let go before the next one, so that what stays is the packed form alone.
 
-import { STAGING } from "./cpu-link.js";
+import { halvesOf, STAGING } from "./cpu-link.js";
 
 const ZERO = { none: 0, packed: 1, float: 2, minimum: 3, minimum_negated: 4 };
-const BYTES = { float16: 2, float32: 4, uint8: 1 };
+const BYTES = { float16: 2, float32: 4, uint8: 1, int8: 1 };
 
 /**
  * Read every file of `plan` through `read` in the order given and put its tensors where `map` says, with the packing
@@ -34,7 +34,9 @@ class Loader {
     this.#bytes = new Uint8Array(memory.buffer);
     this.#kernels = kernels;
     this.values = new Map(plan.weights.map((weights, i) => [weights.values, i]));
-    this.rest = new Set(plan.weights.flatMap((weights) => [weights.scales, weights.zeros?.tensor, weights.bias]));
+    this.rest = new Set(plan.weights.flatMap(({ scales, factors, zeros, bias }) => [
+      scales, factors, zeros?.tensor, zeros?.factors, bias,
+    ]));
   }
 
   inline() {
@@ -102,8 +104,9 @@ class Loader {
   #scales(weights, place) {
     const { rows, bits, block, columns } = weights;
     const groups = Math.ceil(columns / block);
-    const scales = this.#part(weights.scales, rows);
-    const zeros = weights.zeros && this.#part(weights.zeros.tensor, rows);
+    const halves = halvesOf(weights);
+    const scales = this.#part(weights.scales, weights.factors, rows);
+    const zeros = weights.zeros && this.#part(weights.zeros.tensor, weights.zeros.factors, rows);
     const piece = Math.floor(STAGING / 2 / Math.max(scales.rowBytes, zeros?.rowBytes ?? 1) / 8) * 8;
     for (let row = 0; row < rows; row += piece) {
       const count = Math.min(piece, rows - row);
@@ -111,18 +114,47 @@ class Loader {
       const other = zeros ? this.#stage(zeros.rows(row, count), this.#map.staging + STAGING / 2) : 0;
       this.#kernels.pack_scales(
         bits, from, scales.half, ZERO[weights.zeros?.kind ?? "none"], other, zeros?.half ?? 0,
-        place.scale, place.offset, row, count, place.blocks, groups, block / 32,
+        place.scale, place.offset, row, count, place.blocks * halves, groups, (block / 32) * halves,
+        weights.zeros?.shift ?? 0,
       );
     }
   }
 
-  #part(index, rows) {
-    const bytes = this.#kept.get(index);
-    const rowBytes = bytes.length / rows;
+  /** Scales, minima or zero points by rows; with `factors` they are multiplied out, float32. */
+  #part(index, factors, rows) {
+    const whole = factors === undefined ? this.#kept.get(index) : this.#products(index, factors);
+    const rowBytes = whole.length / rows;
     return {
       rowBytes,
-      half: this.#plan.tensors[index].dtype === "float16" ? 1 : 0,
-      rows: (first, count) => bytes.subarray(first * rowBytes, (first + count) * rowBytes),
+      half: factors === undefined && this.#plan.tensors[index].dtype === "float16" ? 1 : 0,
+      rows: (first, count) => whole.subarray(first * rowBytes, (first + count) * rowBytes),
     };
+  }
+
+  #products(index, factors) {
+    const { elements } = this.#plan.tensors[index];
+    const each = this.#plan.tensors[factors].elements / elements;
+    const bytes = this.#kept.get(factors);
+    const integers = this.#plan.tensors[factors].dtype === "int8" ? new Int8Array(bytes.buffer) : bytes;
+    const products = new Float32Array(elements * each);
+    const piece = STAGING / 8;
+    for (let done = 0; done < elements; done += piece) {
+      const count = Math.min(piece, elements - done);
+      const values = this.#widened(index, done, count);
+      for (let i = done * each; i < (done + count) * each; i++) {
+        products[i] = values[Math.floor(i / each) - done] * integers[i];
+      }
+    }
+    return new Uint8Array(products.buffer);
+  }
+
+  /** `count` numbers of a float16 or float32 tensor from `first` on, as float32 in the staging area. */
+  #widened(index, first, count) {
+    const { staging } = this.#map;
+    const size = BYTES[this.#plan.tensors[index].dtype];
+    const bytes = this.#kept.get(index).subarray(first * size, (first + count) * size);
+    if (size === 4) this.#stage(bytes);
+    else this.#kernels.widen_half(this.#stage(bytes, staging + STAGING / 2), staging, count);
+    return new Float32Array(this.#bytes.buffer, staging, count);
   }
 }

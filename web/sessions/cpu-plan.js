@@ -5,7 +5,7 @@
 import { Fault } from "../fault.js";
 
 export const FORMAT = 1;
-const BYTES = { float16: 2, float32: 4, uint8: 1 };
+const BYTES = { float16: 2, float32: 4, uint8: 1, int8: 1 };
 const ZEROS = ["packed", "float", "minimum", "minimum_negated"];
 const ACTIVATIONS = ["none", "silu", "gelu_tanh", "gelu_erf", "sigmoid", "tanh", "relu"];
 const COMBINES = ["none", "mul", "add", "sub", "div"];
@@ -95,22 +95,37 @@ class Check {
     this.sized(index, elements, ["float32", "float16"], what);
   }
 
+  /** `elements` scales or minima: floats, or fewer floats that integer factors make as many of. */
+  scales(index, factors, elements, what) {
+    if (factors === undefined) return this.floats(index, elements, what);
+    this.sized(factors, elements, ["uint8", "int8"], `${what}'s factors`);
+    const { elements: stored } = this.index(index, "tensors", what);
+    if (!stored || elements % stored) throw refuse(`has ${stored} elements where ${what} needs a divisor of ${elements}`);
+    this.floats(index, stored, what);
+  }
+
   weights(weights, what) {
     const { rows, columns, bits, block } = weights ?? {};
     this.count(rows, `${what}'s rows`, 1 << 24);
     this.count(columns, `${what}'s columns`, 1 << 20);
     if (bits !== 4 && bits !== 8) throw refuse(`has ${what} of ${bits} bits`);
-    if (!Number.isInteger(block) || block < 32 || block % 32) throw refuse(`has ${what} in blocks of ${block}`);
+    const halves = block === 16 && bits === 8 && columns % 32 === 0 && weights.zeros === undefined;
+    if (!Number.isInteger(block) || block < 1 || (block % 32 && !halves)) {
+      throw refuse(`has ${what} in blocks of ${block}`);
+    }
     const groups = Math.ceil(columns / block);
     const blocks = groups * (block / 32);
     if (Math.ceil(rows / 8) * blocks * (bits === 4 ? 128 : 256) > MOST) throw refuse(`has ${what} past 2 GiB`);
     this.sized(weights.values, rows * groups * block * bits / 8, ["uint8"], `${what}'s values`);
-    this.floats(weights.scales, rows * groups, `${what}'s scales`);
+    this.scales(weights.scales, weights.factors, rows * groups, `${what}'s scales`);
     if (weights.zeros !== undefined) {
-      const { kind, tensor } = weights.zeros ?? {};
+      const { kind, tensor, factors, shift } = weights.zeros ?? {};
+      if (shift !== undefined && (!Number.isFinite(shift) || !kind?.startsWith("minimum"))) {
+        throw refuse(`has zero points shifted by ${shift}`);
+      }
       if (!ZEROS.includes(kind)) throw refuse(`has zero points of kind ${kind}`);
       if (kind === "packed") this.sized(tensor, rows * Math.ceil(groups * bits / 8), ["uint8"], `${what}'s zero points`);
-      else this.floats(tensor, rows * groups, `${what}'s zero points`);
+      else this.scales(tensor, factors, rows * groups, `${what}'s zero points`);
     }
     if (weights.bias !== undefined) this.floats(weights.bias, rows, `${what}'s bias`);
   }
