@@ -16,6 +16,7 @@ from transformers import (
 
 from exporter import fetch, recipes
 from exporter.errors import ExportError
+from exporter.gguf_config import config_of
 from exporter.gguf_file import GGUFFile, GGUFWeights
 from exporter.gguf_tokenizer import build_tokenizer
 from exporter.support import read_config, refuse_unsupported
@@ -143,7 +144,7 @@ def _generation(defaults: Any) -> Generation:
 
 def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licence_text: str) -> Checkpoint:
     file = GGUFFile(path)
-    config = file.config()
+    config = config_of(file)
     refuse_unsupported(config)
     tokens = file.value("tokenizer.ggml.tokens")
 

@@ -155,3 +155,6 @@ _READERS: dict[str, tuple[int, Callable[[Tensor, str], Blocks]]] = {
     "Q6_K": (210, _q6_k),
 }
 """Bytes of a (super)block, and what reads an array of them, by ggml's name of the type."""
+
+EXACT = tuple(_READERS)
+"""ggml's types that go into Blocks without loss."""

@@ -1,11 +1,12 @@
-"""A GGUF file as a checkpoint: its config, its weights as Blocks where a format goes in without loss.
+"""A GGUF file as a source of weights: float32, and Blocks where a format goes in without loss.
 
-q and k rows of llama-like models are
-stored permuted for interleaved rotary; the permutation moves whole rows, so it can be undone on blocks.
+What llama.cpp's converter changed is undone: the order of q and k rows (whole rows, so on blocks as well) and the 1
+that it adds to Gemma's norms. gguf_config.py says where.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,19 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
-from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers import PretrainedConfig
 
 from exporter import gguf_blocks
 from exporter.blocks import Blocks
 from exporter.errors import ExportError
+from exporter.gguf_config import architecture_of
 from exporter.weights import stamp_of
 
-_MODEL_TYPES = {"gemma3": "gemma3_text"}
-"""model_type where it is not the GGUF architecture's own name."""
+READABLE = (*gguf_blocks.EXACT, "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "F16", "BF16", "F32")
+"""ggml's types that can be read: the exact ones, and those whose weights are rounded anew."""
 
-_PERMUTED = {"llama", "mistral", "smollm3"}
-_NORM_PLUS_ONE = {"gemma", "gemma2", "gemma3_text"}
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""How llama.cpp names the files of a model that it split."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,30 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """An opened GGUF. Raises ExportError, in words, for a file that is not a whole GGUF of a version we know."""
+    """An opened GGUF, or all the files of a split one; ``tensors`` by name, mapped and not yet read.
+
+    Raises ExportError, in words, for a file that is not a whole GGUF of a version we know.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        _check_header(path)
-        try:
-            self.reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OverflowError) as error:
+        self.path, self.paths = path, [path]
+        self.reader = _open(path)
+        readers = [self.reader]
+        if (count := self.value("split.count", 1)) > 1:
+            self.paths = _parts(path, count)
+            readers = [_open(part) for part in self.paths]
+            self.reader = readers[0]  # it alone has the metadata
+        self.tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+        whole = self.value("split.tensors.count", len(self.tensors))
+        if len(self.tensors) != whole:
             raise ExportError(
-                f"{path.name} is damaged or was not downloaded whole ({str(error).splitlines()[0]}); download it again."
-            ) from error
-        size = path.stat().st_size
-        for tensor in self.reader.tensors:
-            if tensor.data_offset + tensor.n_bytes > size:
+                f"{path.name} and its parts have {len(self.tensors)} of {whole} tensors; download it again."
+            )
+        for tensor in self.tensors.values():
+            if tensor.tensor_type.name not in READABLE:
                 raise ExportError(
-                    f"{path.name} ends in the middle of {tensor.name} ({size:,} bytes on disk); download it again."
+                    f"{path.name} stores {tensor.name} as {tensor.tensor_type.name}, which cannot be read "
+                    f"({', '.join(READABLE)} can); take another quantization of the model."
                 )
 
     def value(self, key: str, default: Any = None) -> Any:
@@ -72,36 +81,13 @@ class GGUFFile:
         entry = self.reader.get_field(key)
         return default if entry is None else entry.contents()
 
-    def config(self) -> PretrainedConfig:
-        """The transformers config of the architecture the file names.
-
-        By transformers' own table of keys, but not by its load_gguf_checkpoint, which reads the whole file again.
-        """
-        architecture = self.value("general.architecture")
-        if architecture not in GGUF_CONFIG_MAPPING:
-            raise ExportError(
-                f"{self.path.name} holds the architecture {architecture!r}, which cannot be read from a GGUF; "
-                "pass the original checkpoint's folder instead."
-            )
-        settings = {
-            name: self.value(f"{architecture}.{key}")
-            for key, name in GGUF_CONFIG_MAPPING[architecture].items()
-            if name and self.reader.get_field(f"{architecture}.{key}") is not None
-        }
-        names = {tensor.name for tensor in self.reader.tensors}
-        return AutoConfig.for_model(
-            _MODEL_TYPES.get(architecture, architecture),
-            **{"vocab_size": len(self.value("tokenizer.ggml.tokens"))} | settings,
-            tie_word_embeddings="output.weight" not in names,
-        )
-
 
 class GGUFWeights:
     """The tensors of a GGUF by transformers' parameter names: the ``Weights`` of such a checkpoint."""
 
     def __init__(self, file: GGUFFile, config: PretrainedConfig) -> None:
         self.file, self.config = file, config
-        self._stored = {tensor.name: tensor for tensor in file.reader.tensors}
+        self._architecture = architecture_of(file)
         self._names = _name_map(file.value("general.architecture"), int(config.num_hidden_layers))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -109,16 +95,15 @@ class GGUFWeights:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         found = self._find(name)
-        order = _row_order(self.config, name, found.data.shape[0])
+        order = self._row_order(name, found.data.shape[0])
         data = found.data[start:stop] if order is None else found.data[order[start:stop].numpy()]
         weights = GGUFTensor(found.name, found.tensor_type.name, data).weights()
-        # llama.cpp adds the 1 of Gemma's 1 + weight into the file.
-        plus_one = self.config.model_type in _NORM_PLUS_ONE and name.endswith("norm.weight")
+        plus_one = self._architecture.norm_plus_one and name.endswith("norm.weight")
         return weights - 1.0 if plus_one else weights
 
     def blocks(self, name: str) -> Blocks | None:
         found = self._find(name)
-        order = _row_order(self.config, name, found.data.shape[0])
+        order = self._row_order(name, found.data.shape[0])
         return GGUFTensor(found.name, found.tensor_type.name, found.data).blocks(order)
 
     def first_row(self, name: str) -> Blocks | None:
@@ -126,15 +111,54 @@ class GGUFWeights:
         found = self._find(name)
         return GGUFTensor(found.name, found.tensor_type.name, found.data[:1]).blocks(None)
 
+    def stored_as(self, name: str) -> str:
+        """ggml's name of the type that a parameter is stored in."""
+        return str(self._find(name).tensor_type.name)
+
     def stamp(self) -> object:
-        return stamp_of([self.file.path])
+        return stamp_of(self.file.paths)
 
     def _find(self, name: str) -> Any:
         base, _, suffix = name.rpartition(".")
-        tensor = self._stored.get(f"{self._names.get_name(base)}.{suffix}")
+        tensor = self.file.tensors.get(f"{self._names.get_name(base)}.{suffix}")
         if tensor is None:
             raise ExportError(f"{self.file.path.name} has no tensor for {name}; it is not a whole model.")
         return tensor
+
+    def _row_order(self, name: str, rows: int) -> Tensor | None:
+        """Row numbers that undo llama.cpp's permutation: it stores a head's rows as (pair, half), not (half, pair)."""
+        part = name.split(".")[-2]
+        if not self._architecture.permuted or part not in ("q_proj", "k_proj"):
+            return None
+        heads = self.config.num_attention_heads if part == "q_proj" else self.config.num_key_value_heads
+        return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+
+
+def _parts(path: Path, count: int) -> list[Path]:
+    """The files of a split GGUF in order, of which ``path`` is one."""
+    name = _PART.sub("", path.name)
+    parts = [path.with_name(f"{name}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise ExportError(f"{path.name} is one of {count} files, and {missing[0]} is not beside it; download it too.")
+    return parts
+
+
+def _open(path: Path) -> Any:
+    _check_header(path)
+    try:
+        reader: Any = gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ExportError(
+            f"{path.name} is damaged or was not downloaded whole ({str(error).splitlines()[0]}); download it again."
+        ) from error
+    size = path.stat().st_size
+    for tensor in reader.tensors:
+        if tensor.data_offset + tensor.n_bytes > size:
+            raise ExportError(
+                f"{path.name} ends in the middle of {tensor.name} ({size:,} bytes on disk); download it again."
+            )
+    return reader
 
 
 def _check_header(path: Path) -> None:
@@ -152,11 +176,3 @@ def _name_map(architecture: str, layers: int) -> Any:
         if name == architecture:
             return gguf.get_tensor_name_map(key, layers)
     raise ExportError(f"The GGUF architecture {architecture!r} is not known to the gguf package.")
-
-
-def _row_order(config: Any, parameter: str, rows: int) -> Tensor | None:
-    """Row numbers that undo llama.cpp's permutation: it stores a head's rows as (pair, half), not (half, pair)."""
-    if config.model_type not in _PERMUTED or not parameter.endswith(("q_proj.weight", "k_proj.weight")):
-        return None
-    heads = config.num_attention_heads if "q_proj" in parameter else config.num_key_value_heads
-    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
