@@ -112,6 +112,9 @@ def config_of(file: Any) -> PretrainedConfig:
     settings: dict[str, Any] = dict(kind.fixed)
     for key, setting in (_COMMON | dict(kind.keys)).items():
         value = file.value(f"{name}.{key}")
+        if setting == "sliding_window_pattern" and isinstance(value, list):
+            settings["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in value]
+            continue
         if isinstance(value, list):
             raise ExportError(f"{file.path.name}: {key} differs from layer to layer, which is not supported.")
         if value is not None:
@@ -132,7 +135,8 @@ def config_of(file: Any) -> PretrainedConfig:
         raise ExportError(f"{file.path.name}: rotary over {rotary} of {head_dim} channels of a head is not supported.")
     if kind.model_type == "gemma2" or kind.model_type == "gemma3_text":
         settings["query_pre_attn_scalar"] = _gemma_scale(settings, head_dim)
-    settings |= {key: name in tensors for key, name in _BIASES.items()}
+    settings |= {key: bias in tensors for key, bias in _BIASES.items()}
+    settings["pad_token_id"] = 0  # nothing is padded, but torch wants it inside the vocabulary
     scaling = _rope_scaling(file, name, settings, rotary)
     return AutoConfig.for_model(
         kind.model_type,
