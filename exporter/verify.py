@@ -1,6 +1,7 @@
 """The gate: the finished graph against eager torch with the same weights, then against the source on a text.
 
-At accuracy_level 0 ONNX Runtime computes in float32, so a difference above 1e-4 is a wrong graph and not rounding.
+At accuracy_level 0 ONNX Runtime computes in float32, so a difference above 1e-4 is a wrong graph and not rounding, as
+long as logits are small; see ``tolerance``.
 What ships is accuracy_level 4 (activations in int8 blocks), which moves logits by far more than that; its gate is the
 perplexity, recorded in the manifest.
 """
@@ -23,6 +24,11 @@ from exporter.native import NativeSession
 from handbill.manifest import Check, KVLayout
 
 TOLERANCE = 1e-4
+PRECISION = 2e-5
+"""Of the largest logit. gemma-3-270m's reach 32 over hidden states of 32,000; there torch's own float32 is 9e-5 from
+float64 on 64 tokens, and so is ONNX Runtime's (9e-5 and, where minima are sums, 1.1e-4). A dropped soft-capping makes
+6.6e-3, a dropped window 3.4."""
+
 GATE_TOKENS = 256
 TEXT_TOKENS = 1024
 LEAST_TOKENS = 64
@@ -72,13 +78,18 @@ def eager_logits(model: Any, ids: Sequence[int]) -> Floats:
     return logits
 
 
+def tolerance(reference: Floats) -> float:
+    """The largest difference from ``reference`` [tokens, vocabulary] that float32 accounts for."""
+    return max(TOLERANCE, PRECISION * float(np.abs(reference).max()))
+
+
 def compare(
     graph: Path, kv: KVLayout, reference: Floats, ids: Sequence[int], report: Callable[[int], None]
 ) -> Differences:
     """Run ``graph`` (accuracy_level 0) on ``ids`` in three ways, against ``reference`` [tokens, vocabulary].
 
     Prefill at once, prefill in chunks, and the last tokens one by one over the KV cache. ``report`` is called with
-    the tokens done. Raises ExportError if one differs by more than TOLERANCE, or is not a number.
+    the tokens done. Raises ExportError if one differs by more than ``tolerance``, or is not a number.
     """
     tokens = len(ids)
     session = NativeSession(graph, kv, tokens, chunk=tokens)
@@ -94,14 +105,14 @@ def compare(
             report(length)
         return worst
 
-    first = tokens - max(1, tokens // DECODED)
+    first, most = tokens - max(1, tokens // DECODED), tolerance(reference)
     chunks = [min(CHUNK, tokens - start) for start in range(0, tokens, CHUNK)]
     found = Differences(run([tokens]), run(chunks), run([first, *[1] * (tokens - first)]))
     session.close()
     for way, value in vars(found).items():
-        if not value <= TOLERANCE:
+        if not value <= most:
             raise ExportError(
-                f"{graph.name} differs from eager torch by {value:.2e} in {way} (at most {TOLERANCE:g} is allowed): "
+                f"{graph.name} differs from eager torch by {value:.2e} in {way} (at most {most:.2g} is allowed): "
                 "the graph is wrong for this model, so nothing was written. Please report the model's name."
             )
     return found
