@@ -70,9 +70,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": _LLAMA3 | {"original_max_position_embeddings": 64}},
         {},
     ),
-    "llama-wide": (
+    "llama-wide": (  # superblocks take 256 columns; smaller weights, for logits of the other models' size
         "llama",
-        {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": True},
+        {
+            "model_type": "llama",
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "initializer_range": 0.1,
+            "tie_word_embeddings": True,
+        },
         {},
     ),
     "gemma": (
