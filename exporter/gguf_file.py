@@ -111,10 +111,6 @@ class GGUFWeights:
         found = self._find(name)
         return GGUFTensor(found.name, found.tensor_type.name, found.data[:1]).blocks(None)
 
-    def stored_as(self, name: str) -> str:
-        """ggml's name of the type that a parameter is stored in."""
-        return str(self._find(name).tensor_type.name)
-
     def stamp(self) -> object:
         return stamp_of(self.file.paths)
 

@@ -107,7 +107,7 @@ class Builder:
             scales = (size * rng.uniform(1, 4, (rows, groups))).astype(np.float16)
             minima = (scales * (middle + rng.uniform(-1, 1, scales.shape))).astype(np.float16)
             return (scales, None), (minima, None) if shape.zeros == "minima" else None
-        scales = (size / 16 * rng.uniform(1, 2, (rows, groups // 2))).astype(np.float16)
+        scales = (size / 32 * rng.uniform(1, 2, (rows, groups // 2))).astype(np.float16)
         factors = rng.integers(12, 64, (rows, groups), np.uint8)
         minima = (scales * middle).astype(np.float16)
         if shape.zeros == "minima":
