@@ -113,11 +113,11 @@ def test_longrope_turns_to_the_long_table_as_torch_does_with_a_cache(name: str) 
 def test_longrope_below_its_switch_has_one_table(tmp_path: Path) -> None:
     """What a page gets by default: no conversation crosses the switch, and our CPU kernels take the graph."""
     folder = tiny_checkpoint.save("phi-3.5-mini", tmp_path / "tiny")
-    target = export(str(folder), tmp_path / "models", tmp_path / "cache")
+    target = export(str(folder), tmp_path / "models", tmp_path / "cache", quant="rtn")
     manifest = Manifest.from_json((target / "manifest.json").read_text("utf-8"))
     assert manifest.architecture.context == tiny_checkpoint.SWITCH
     assert manifest.plan == "plan.json"
-    assert {layer["rotary"] for layer in described(target)["layers"]} == {32 // 2}
+    assert {layer["rotary"] for layer in described(target)["layers"]} == {48 // 2}
 
 
 def test_gemma_keeps_one_embedding() -> None:
