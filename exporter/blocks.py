@@ -89,13 +89,6 @@ class Blocks:
         parts = {name: getattr(self, name) for name in _PER_ROW}
         return replace(self, **{name: part[index] for name, part in parts.items() if part is not None})
 
-
-def _product(values: Tensor, factors: Tensor | None) -> Tensor:
-    """float16 [rows, superblocks] times integers [rows, blocks], exact in float32; without factors ``values`` alone."""
-    if factors is None:
-        return values.float()
-    return (values.float().unsqueeze(-1) * factors.view(*values.shape, -1).float()).flatten(1)
-
     def room_for(self, rows: int) -> Blocks:
         """Blocks of this form with so many rows, not filled in yet.
 
@@ -112,6 +105,13 @@ def _product(values: Tensor, factors: Tensor | None) -> Tensor:
             if isinstance(value, Tensor):
                 value[rows] = getattr(part, key)
         return replace(self, error=max(self.error, part.error))
+
+
+def _product(values: Tensor, factors: Tensor | None) -> Tensor:
+    """float16 [rows, superblocks] times integers [rows, blocks], exact in float32; without factors ``values`` alone."""
+    if factors is None:
+        return values.float()
+    return (values.float().unsqueeze(-1) * factors.view(*values.shape, -1).float()).flatten(1)
 
 
 def stack(parts: list[Blocks]) -> Blocks | None:
