@@ -82,7 +82,7 @@ def found_in_memory(page: Page, text: str) -> list[str]:
 
 
 def test_a_visitor_leaves_nothing_behind(chromium: Browser, tiny_site: Path, tmp_path: Path) -> None:
-    with kiosk(chromium, tiny_site, tmp_path, idle_seconds=3, countdown_seconds=3, controls=["settings"]) as tab:
+    with kiosk(chromium, tiny_site, tmp_path, idle_seconds=8, countdown_seconds=4, controls=["settings"]) as tab:
         page = tab.page
         entries = page.evaluate("history.length")
         assert page.is_visible("#attract")
@@ -99,7 +99,7 @@ def test_a_visitor_leaves_nothing_behind(chromium: Browser, tiny_site: Path, tmp
         assert secret["ids"]
         page.focus("#message")
         page.keyboard.type(f"draft: {SECRET}")
-        assert found_in_memory(page, SECRET)  # The search does find what is there.
+        assert page.evaluate(LOOK, SECRET) > 0  # The search does find what is there.
 
         page.locator("#countdown[open]").wait_for()
         assert "erased" in page.inner_text("#countdown-text")
@@ -220,7 +220,8 @@ def test_a_dead_worker_and_a_lost_device_are_revived(chromium: Browser, tiny_sit
         page.click("#begin")
         page.evaluate("document.body.dataset.old = 'yes'")
         for worker in page.workers:
-            worker.evaluate("() => self.close()")
+            if "cpu-pool" not in worker.url:  # The kernels' helpers sleep and hear nothing.
+                worker.evaluate("() => { setTimeout(() => self.close(), 100); }")  # Not before it has answered.
         page.wait_for_function("() => !document.body.dataset.old", timeout=120_000)
         tab.ready()
         assert page.is_visible("#attract")

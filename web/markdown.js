@@ -9,6 +9,8 @@ const TAGS = [
   "p", "pre", "s", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
 ];
 
+const BLOCKS = "p, li, blockquote, td, th, h1, h2, h3, h4, h5, h6";
+
 marked.use({ gfm: true, breaks: true });
 
 /** `text` as a DocumentFragment of harmless elements. */
@@ -17,6 +19,8 @@ export function fragment(text) {
     ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ["href", "alt", "start", "align"], ALLOW_DATA_ATTR: false, ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
   });
+  // Each paragraph goes the way of its own first letter; a trick with directions ends where its paragraph does.
+  for (const block of clean.querySelectorAll(BLOCKS)) block.dir = "auto";
   for (const link of clean.querySelectorAll("a")) link.replaceWith(spelled(link));
   for (const picture of clean.querySelectorAll("img")) picture.replaceWith(`[${picture.alt || "picture"}]`);
   return clean;

@@ -78,8 +78,9 @@ class Settings:
 
     def _show(self) -> None:
         by_id("system").value = self._chosen.get("system", self._given_system)
+        values = dict(self._defaults, **self.sampling())
         for name in SAMPLING:
-            by_id(name).value = self._chosen.get(name, self._defaults.get(name, ""))
+            by_id(name).value = values.get(name, "")
         self._show_values()
 
     def _show_values(self) -> None:
