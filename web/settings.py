@@ -25,7 +25,7 @@ class Settings:
         self._dialog = by_id("settings")
         on(by_id("open-settings"), "click", self._on_open)
         on(self._dialog, "change", self._on_change)
-        on(self._dialog, "input", lambda _: self._show_values())
+        on(self._dialog, "input", self._on_input)
         on(by_id("defaults"), "click", self._on_defaults)
         for code in js.Object.keys(js.handbill.language.LANGUAGES):
             _option("language-choice", code, js.handbill.language.LANGUAGES[code])
@@ -90,6 +90,12 @@ class Settings:
     def _on_open(self, _: Event) -> None:
         self._show()
         self._dialog.showModal()
+
+    def _on_input(self, event: Event) -> None:
+        """Take a text or number while it is written: closing by Escape brings no change event."""
+        if event.target.tagName != "SELECT":
+            self._on_change(event)
+            self._show_values()
 
     def _on_change(self, event: Event) -> None:
         name, value = event.target.id, event.target.value
