@@ -35,12 +35,11 @@ def test_hostile_messages_have_a_clear_outcome_and_are_not_lost(chromium: Browse
         # A megabyte, pasted: refused in words and given back whole.
         page.evaluate("document.getElementById('message').value = 'word '.repeat(2e5).trim() + '!'")
         page.evaluate("document.getElementById('composer').requestSubmit()")
-        page.locator(".answer .fault").wait_for()
-        assert "characters long and this model holds" in page.inner_text(".answer .fault")
+        assert "too long" in page.inner_text("#status-text")
         assert page.evaluate("document.getElementById('message').value.length") == 1_000_000
+        assert page.locator(".turn").count() == 2
+        page.evaluate("document.getElementById('message').value = ''")
         page.click("#new-chat")
-        assert page.evaluate("document.getElementById('message').value.length") == 1_000_000
-        page.fill("#message", "")
 
         for text in ("\ud800 half \udc00", FLOOD, BIDI, "{{ 7 * 7 }}{% raw %}", "<user>x<end>"):
             # As an expression: half a character does not travel from Python otherwise.

@@ -27,6 +27,10 @@ class Desk:
 
     # The message field.
 
+    def length(self) -> int:
+        """Characters of what the visitor wrote so far (UTF-16 units, as JavaScript counts)."""
+        return int(self._field.textLength)
+
     def take(self) -> str:
         """What the visitor wrote; the field is then empty."""
         text: str = self._field.value.strip()

@@ -94,7 +94,7 @@ class Engine:
     async def _load(self, slug: str, runtime: str) -> None:
         from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults, sha256
         from handbill.chat import Prompter
-        from handbill.generate import Generator
+        from handbill.generate import MOST_CHARACTERS, Generator
         from handbill.manifest import Manifest
         from handbill.openings import Openings
         from handbill.speculate import PromptLookup
@@ -120,6 +120,7 @@ class Engine:
             title=manifest.title,
             runtime=session.runtime,
             context=session.context,
+            characters=MOST_CHARACTERS * session.context,
             generation=asdict(manifest.generation),
             is_base=prompter.is_base,
             takes_system=prompter.takes_system,

@@ -37,6 +37,7 @@ class Page:
         self.slug = ""
         self.runtime = ""  # Where the model runs, in words; "" until it is ready.
         self.is_base = False
+        self.characters = 0  # Most that a question may have for this model; 0 until it is known.
         self.bill = Bill(self.send)
         self.desk = Desk()
         self.turns = Turns(self._again)
@@ -105,6 +106,7 @@ class Page:
     def _on_ready(self, message: dict) -> None:  # type: ignore[type-arg]
         self.runtime = message["runtime"]
         self.is_base = message["is_base"]
+        self.characters = message["characters"]
         self.bill.name(message["title"])
         self.bill.runs_on(self.runtime)
         self.settings.fit(message)
@@ -154,6 +156,9 @@ class Page:
         event.preventDefault()
         if self.answer:
             self.stop()
+        elif self.characters and self.desk.length() > self.characters:
+            # Not drawn, not sent, not lost: a megabyte in the conversation would keep the browser busy for a minute.
+            self.desk.status(words.say("fault.too_long"), None)
         elif text := self.desk.take():
             self.send(text)
 
