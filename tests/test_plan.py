@@ -117,7 +117,7 @@ def test_logits_do_not_depend_on_steps_or_threads(tmp_path: Path, name: str, bui
     """Bit for bit, past several spans of attention: what makes drafted tokens safe, and threads."""
     shape = LONG[name]
     model = kernel_graph.build(tmp_path, shape)
-    plan.write(model, tmp_path / "plan.json")
+    plan.write(graph.load(model), tmp_path / "plan.json")
     ids = np.random.default_rng(1).integers(0, shape.vocabulary, 600).tolist()
     asked = list(range(584, 600))
     wide = [128, 128, 128, 128, 72, 16]
