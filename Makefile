@@ -75,7 +75,7 @@ chromium:
 
 bench: .venv/test-stamp chromium tests/bench/peers/node_modules/.package-lock.json site
 	$(BIN)/pip install --editable '.[bench]'
-	cd tests/bench && for part in cpu/bench cpu/tab export cpu/report; do ../../$(BIN)/python $$part.py || exit 1; done
+	cd tests/bench && for part in cpu/bench cpu/fidelity cpu/tab export cpu/report; do ../../$(BIN)/python $$part.py || exit 1; done
 
 # The export of gemma-2b's shape with random weights, twice: about 4 minutes, 6 GB of memory, 12 GB of disk.
 bench-export: .venv/test-stamp

@@ -18,5 +18,5 @@ def test_the_readme_quotes_the_committed_figures() -> None:
 
 
 def test_the_report_is_of_the_committed_figures() -> None:
-    wanted = report.markdown(report.load(report.RESULTS, "cpu"))
+    wanted = report.markdown(report.load(report.RESULTS, "cpu"), report.load(report.RESULTS, "fidelity"))
     assert (report.RESULTS / "cpu.md").read_text("utf-8") == wanted
