@@ -24,6 +24,7 @@ import compress
 import dress
 import kernels
 import single
+import snapshot
 import vendor
 from handbill import __version__
 from handbill.manifest import NAME, Manifest, ManifestError
@@ -45,7 +46,7 @@ class AssembleError(Exception):
 
 FAILURES = (
     AssembleError,
-    *(dress.KioskError, kernels.KernelsError, single.SingleFileError, vendor.VendorError),
+    *(dress.KioskError, kernels.KernelsError, single.SingleFileError, snapshot.SnapshotError, vendor.VendorError),
     ManifestError,
 )
 """What the command answers with a sentence."""
@@ -56,7 +57,7 @@ def assemble(root: Path, slugs: list[str] | None = None, booth: Path | None = No
 
     ``slugs`` names the exports to take, in the order the page offers them; without it, all of models/, smallest first.
     ``booth`` is a kiosk.toml by which the page is dressed for strangers. Raises AssembleError, VendorError,
-    KernelsError, KioskError or ManifestError with a sentence, and then leaves dist/ as it was.
+    KernelsError, KioskError, SnapshotError or ManifestError with a sentence, and then leaves dist/ as it was.
     """
     dist = root / "dist"
     home = root / ".cache" / "site"
@@ -75,6 +76,8 @@ def assemble(root: Path, slugs: list[str] | None = None, booth: Path | None = No
         if any((root / "web" / "kernels").glob("*.c")):
             kernels.build(fresh / "kernels", root / ".cache" / "kernels")
         _licences(root, fresh)
+        if (fresh / "pyodide").is_dir():
+            snapshot.build(fresh, root / ".cache" / "snapshot")
         for slug, manifest in chosen.items():
             _model(root / "models" / slug, manifest, fresh / "models" / slug)
         _site_json(fresh, chosen)

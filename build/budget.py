@@ -16,11 +16,12 @@ PAGE = (
     "pyscript/",
     "micropython/",
     "tokenizers/",
+    "hash/",
     "markdown/",
 )
 """What every visitor loads of the page itself, with all scripts at the top of dist/."""
 
-PYTHON = ("pyodide/", "python/", "handbill/")
+PYTHON = ("python.mjs", "pyodide/")
 
 RUNTIMES = {
     "cpu": ("sessions/cpu", "kernels/relaxed-threads.wasm"),
@@ -40,7 +41,7 @@ RUNTIMES = {
 }
 """How the names of the files begin by which a runtime differs, of the variant that a current Chromium takes."""
 
-LIMITS = {"page": 400_000, "Python": 6_500_000, "cpu": 60_000, "wasm": 3_000_000, "webgpu": 3_500_000}
+LIMITS = {"page": 400_000, "Python": 10_300_000, "cpu": 60_000, "wasm": 3_000_000, "webgpu": 3_500_000}
 """Bytes over the wire, measured at first and rounded up: growth beyond them is to be decided, not to happen."""
 
 

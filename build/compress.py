@@ -14,7 +14,7 @@ from pathlib import Path
 
 import brotli
 
-SUFFIXES = {".wasm", ".mjs", ".js", ".py", ".css", ".json", ".html", ".svg", ".txt", ".onnx"}
+SUFFIXES = {".wasm", ".memory", ".mjs", ".js", ".py", ".css", ".json", ".html", ".svg", ".txt", ".onnx"}
 MIN_BYTES = 1024
 SILENT_BELOW = 4_000_000
 """Bytes to compress below which no progress is worth showing: that is done within a second."""

@@ -26,10 +26,10 @@ MOST_BYTES = 400_000_000
 """Of a model. A browser holds the page's text and the model side by side; past this the tab is too large for many."""
 
 PAGE = ("licences/", "micropython/", "page.py", "pyscript/", "start.js")
-ENGINE = ("engine.py", "handbill/", "kernels/", "models/", "pyodide/", "python/", "sessions/", "tokenizers/")
+ENGINE = ("engine.py", "hash/", "kernels/", "models/", "pyodide/", "python.mjs", "sessions/", "tokenizers/")
 NOBODY = (
-    *("index.html", "icon.svg", "style.css", "store.js", "ort/", "sessions/ort.js", "sessions/webgpu.js"),
-    *("sessions/cpu-pool.js", "kernels/plain-threads.wasm", "kernels/relaxed-threads.wasm"),
+    *("index.html", "icon.svg", "style.css", "store.js", "service.js", "ort/", "sessions/ort.js", "sessions/webgpu.js"),
+    *("sessions/cpu-loader.js", "sessions/cpu-pool.js", "kernels/plain-threads.wasm", "kernels/relaxed-threads.wasm"),
 )
 """Who needs what of dist/; the rest is small and goes to both. On file:// there are no threads, and ORT Web is left
 out: 14 MB and more for a model that our kernels run."""

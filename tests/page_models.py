@@ -18,6 +18,7 @@ from exporter.export import export
 from handbill.manifest import NAME, Manifest
 from links import link
 from tiny_exports import compute_exactly
+from vendor import sha256_of
 
 SPECIAL = ("<end>", "<user>", "<assistant>")
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
@@ -44,17 +45,21 @@ def exported(name: str) -> Path:
 def site(dist: Path, home: Path, names: Sequence[str]) -> Path:
     """``home``: the page of ``dist`` with these exports in the place of its own."""
     shutil.copytree(dist, home, copy_function=link, ignore=shutil.ignore_patterns("models"))
+    listed = json.loads((dist / "site.json").read_text(encoding="utf-8"))
+    files = {name: entry for name, entry in listed["files"].items() if not name.startswith("models/")}
     offered = []
     for name in names:
         export = exported(name)
         shutil.copytree(export, home / "models" / export.name)
         manifest = Manifest.from_json((export / NAME).read_text(encoding="utf-8"))
         size = sum(entry.bytes for entry in manifest.files)
+        described = export / NAME
+        entry = {"bytes": described.stat().st_size, "sha256": sha256_of(described)}
+        files[f"models/{export.name}/{NAME}"] = entry
         offered.append({"slug": manifest.slug, "title": manifest.title, "bytes": size})
     for path in home.glob("site.json*"):
         path.unlink()
-    listed = json.loads((dist / "site.json").read_text(encoding="utf-8"))
-    (home / "site.json").write_text(json.dumps(listed | {"models": offered}), encoding="utf-8")
+    (home / "site.json").write_text(json.dumps(listed | {"models": offered, "files": files}), encoding="utf-8")
     return home
 
 

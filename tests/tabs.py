@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,7 @@ class Handler(serve.Handler):
             self.mischief.cut[name] -= 1
             super()._copy(file, first, left // 2)
             self.wfile.flush()
+            time.sleep(0.5)  # Bytes that a browser has not handed on when the connection breaks are lost to the page.
             self.close_connection = True
         else:
             super()._copy(file, first, left)

@@ -104,8 +104,9 @@ def test_a_missing_shard_has_its_sentence(chromium: Browser, tiny_site: Path) ->
 
 
 def test_without_isolation_one_thread_works(chromium: Browser, tiny_site: Path) -> None:
+    """A host without headers and a browser that allows no service worker."""
     with tabs.serving(tiny_site, Mischief(isolated=False)) as address:
-        tab = Tab(chromium.new_page(), address)
+        tab = Tab(chromium.new_page(service_workers="block"), address)
         tab.open("?runtime=wasm", settings=GREEDY)
         assert tab.page.evaluate("crossOriginIsolated") is False
         assert "one thread" in tab.ready()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from array import array
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import js
-from pyodide.ffi import JsException, JsProxy
+from pyodide.ffi import JsException
 
 from handbill.session import Candidates, SessionError
 
@@ -129,14 +128,6 @@ async def _listen() -> None:
     """
     for _ in range(TURNS):
         await asyncio.sleep(0)
-
-
-def sha256(data: JsProxy) -> str:
-    """sha256 in hex of a Uint8Array, for browsers without crypto.subtle; a mebibyte at a time to spare memory."""
-    digest = hashlib.sha256()
-    for first in range(0, data.length, 1 << 20):
-        digest.update(data.subarray(first, first + (1 << 20)).to_py())
-    return digest.hexdigest()
 
 
 def _int32(ids: Sequence[int]) -> Any:

@@ -1,6 +1,7 @@
 // Downloading of a model's files: resumed after a broken connection, verified by sha256, told as progress.
 // Used by the store (into OPFS) and, where there is no OPFS, by the engine (into memory).
 
+import "./hash/sha256.umd.min.js"; // It is no module: it adds `hashwasm` to the global object.
 import { Fault } from "./fault.js";
 
 const ATTEMPTS = 5;
@@ -8,19 +9,14 @@ const FIRST_PAUSE_MS = 500;
 const REPORT_EVERY_MS = 200;
 const RATE_WINDOW_MS = 5000;
 
-/** The OPFS folder of the site at `base`: sites under one origin do not tidy each other's files away. */
-export function folderName(base) {
-  return `handbill ${encodeURIComponent(base.pathname)}`.slice(0, 200);
-}
-
 /** The manifest's entries ({name, bytes, sha256}) that the page needs: graphs, weights, tokenizer and plan. */
 export function needed(manifest) {
   const names = new Set([manifest.tokenizer, ...Object.values(manifest.graphs), manifest.plan, ...manifest.weights]);
   return manifest.files.filter((entry) => names.has(entry.name));
 }
 
-/** Raw JSON at `url`. Throws a Fault of `kind` with a sentence for anything but a whole JSON document. */
-export async function fetchJson(url, kind) {
+/** The text at `url`, asked for anew at each visit. Throws Fault download for anything but an answer. */
+export async function fetchText(url) {
   let response;
   try {
     response = await fetch(url);
@@ -28,10 +24,16 @@ export async function fetchJson(url, kind) {
     throw new Fault("download", `${url} could not be fetched (${error.message}).`);
   }
   if (!response.ok) throw new Fault("download", `${url} answered ${response.status}.`);
+  return response.text();
+}
+
+/** JSON at `url`. Throws Fault manifest for text that is not JSON, and what fetchText throws. */
+export async function fetchJson(url) {
+  const text = await fetchText(url);
   try {
-    return await response.json();
+    return JSON.parse(text);
   } catch (error) {
-    throw new Fault(kind, `${url} is not JSON (${error.message}).`);
+    throw new Fault("manifest", `${url} is not JSON (${error.message}).`);
   }
 }
 
@@ -76,19 +78,63 @@ export class Meter {
 
 /**
  * Download `entry` from `url` into `sink` and verify it; a corrupt file is fetched once more from its first byte.
- * `sink` has `length`, `write(Uint8Array)`, `clear()` and `digest()` → sha256 in hex, and may hold a first part.
+ * `sink` has `length`, `write(Uint8Array)`, `read(Uint8Array, at)` and `clear()`, and may hold a first part.
  * Throws Fault download or corrupt.
  */
 export async function download(url, entry, sink, meter) {
   meter.skip(Math.min(sink.length, entry.bytes));
+  const hashed = await hashing(sink);
   for (let round = 0; ; round += 1) {
-    if (sink.length > entry.bytes) restart(sink, meter, entry.bytes);
-    await fill(url, entry, sink, meter);
-    if ((await sink.digest()) === entry.sha256) return;
-    restart(sink, meter, entry.bytes);
+    if (sink.length > entry.bytes) restart(hashed, meter, entry.bytes);
+    await fill(url, entry, hashed, meter);
+    if (hashed.digest() === entry.sha256) return;
+    restart(hashed, meter, entry.bytes);
     if (round === 1) {
       throw new Fault("corrupt", `${entry.name} was downloaded twice and does not match the manifest's sha256.`);
     }
+  }
+}
+
+/** `sink`, which hashes what is written to it, so that a shard need not be read again as a whole. */
+async function hashing(sink) {
+  const hash = await self.hashwasm.createSHA256();
+  hash.init();
+  await eachPiece(sink, (piece) => hash.update(piece));
+  return {
+    get length() {
+      return sink.length;
+    },
+    write(bytes) {
+      sink.write(bytes);
+      hash.update(bytes);
+    },
+    clear() {
+      sink.clear();
+      hash.init();
+    },
+    digest: () => hash.digest("hex"),
+  };
+}
+
+const PIECE = 1 << 20;
+
+/** sha256 in hex of what `sink` holds; `pause()` is awaited after each mebibyte. */
+export async function sha256(sink, pause = () => {}) {
+  const hash = await self.hashwasm.createSHA256();
+  hash.init();
+  await eachPiece(sink, (piece) => {
+    hash.update(piece);
+    return pause();
+  });
+  return hash.digest("hex");
+}
+
+async function eachPiece(sink, use) {
+  const buffer = new Uint8Array(Math.min(PIECE, sink.length));
+  for (let at = 0; at < sink.length; at += buffer.length) {
+    const piece = buffer.subarray(0, Math.min(buffer.length, sink.length - at));
+    sink.read(piece, at);
+    await use(piece);
   }
 }
 
@@ -143,10 +189,4 @@ async function fetchRest(url, entry, sink, meter) {
     sink.write(value);
     meter.add(value.length);
   }
-}
-
-/** sha256 of `bytes` in lower-case hex by the browser's own code (secure contexts only). */
-export async function sha256(bytes) {
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,5 +1,7 @@
 """The engine: Pyodide in a worker, which wires the runtime package to the browser. No logic lives here.
 
+All that it imports is in the snapshot (build/snapshot.py) that python.mjs restores, but for PyScript's own package.
+
 ``start(channel)`` is called once by the page; then everything goes over the BroadcastChannel of that name, as messages
 of ARCHITECTURE.md's table in JSON.
 """
@@ -8,39 +10,36 @@ import asyncio
 import hashlib
 import json
 import platform
-import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import js
-import pyodide_js
 from pyodide.ffi import create_proxy
-from pyodide.http import pyfetch
 from pyscript.js_modules import model as host
 
-if TYPE_CHECKING:
-    from handbill.generate import Generator
-    from handbill.manifest import Manifest
+from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults
+from handbill.chat import Prompter
+from handbill.generate import MOST_CHARACTERS, Done, Generator
+from handbill.manifest import Manifest
+from handbill.openings import Openings
+from handbill.sampling import Settings
+from handbill.speculate import PromptLookup
 
 __export__ = ["start"]
-
-HOME = Path("/handbill")
 
 
 class Engine:
     """One tab's engine: at most one model, and at most one answer at a time."""
 
     def __init__(self, channel: str) -> None:
+        self._name = channel
         self._channel = js.BroadcastChannel.new(channel)
         self._channel.onmessage = create_proxy(self._on_message)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stored: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._site = ""
         self._generator: Generator | None = None
         self._manifest: Manifest | None = None
         self._answering = asyncio.Lock()
@@ -50,21 +49,10 @@ class Engine:
         """Say ``kind`` to the page."""
         self._channel.postMessage(json.dumps({"kind": kind, **fields}))
 
-    async def boot(self) -> None:
-        """Fetch the Python packages of site.json and put them on the path: wheels unpacked, handbill file by file."""
-        self._site = await (await pyfetch(f"{host.BASE.href}site.json")).string()
-        files = [name for name in json.loads(self._site)["files"] if name.endswith((".whl", ".py"))]
-        wanted = [name for name in files if name.startswith(("python/", "handbill/")) or name == "browser.py"]
-        await asyncio.gather(*(_install(name) for name in wanted))
-        sys.path.insert(0, str(HOME))
-        self.post("booted", python=platform.python_version())
-
     def _on_message(self, event: Any) -> None:
         message = json.loads(event.data)
         kind = message["kind"]
-        if kind == "stored" and not self._stored.done():
-            self._stored.set_result(message["where"])
-        elif kind == "load":
+        if kind == "load":
             self._spawn(self._load(message["slug"], message.get("runtime", "")))
         elif kind == "ask":
             turn = message["turn"]
@@ -92,24 +80,14 @@ class Engine:
             self.post("fault", turn=turn, fault=kind, detail=str(error) or type(error).__name__)
 
     async def _load(self, slug: str, runtime: str) -> None:
-        from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults, sha256
-        from handbill.chat import Prompter
-        from handbill.generate import MOST_CHARACTERS, Generator
-        from handbill.manifest import Manifest
-        from handbill.openings import Openings
-        from handbill.speculate import PromptLookup
-
-        response = await pyfetch(f"{host.BASE.href}models/{slug}/manifest.json")
-        text = await response.string()
+        opening = host.model(self._name, slug, runtime)
+        text = await faults(opening.manifest)
         manifest = Manifest.from_json(text)
-        where = await self._stored
-        files = await faults(host.openFiles(text, where, create_proxy(self._channel.postMessage), create_proxy(sha256)))
-        opened = self._progress("open")
-        tokenizer = BrowserTokenizer(await faults(host.openTokenizer(await files.read(manifest.tokenizer))))
+        tokenizer = BrowserTokenizer(await faults(opening.tokenizer))
         prompter = Prompter(manifest, datetime.now, tokenizer.added)
-        opened_session = await faults(host.openSession(text, self._site, files, runtime, opened))
-        session = BrowserSession(opened_session)
-        store = await host.openOpenings(opened_session, hashlib.sha256(text.encode()).hexdigest()[:32])
+        opened = await faults(opening.session)
+        session = BrowserSession(opened)
+        store = await host.openOpenings(opened, hashlib.sha256(text.encode()).hexdigest()[:32])
         openings = Openings(BrowserOpenings(store)) if store else None
         self._manifest = manifest
         self._prompter = prompter
@@ -127,9 +105,6 @@ class Engine:
         )
 
     async def _ask(self, turn: int, messages: list[dict[str, str]], settings: dict[str, Any]) -> None:
-        from handbill.generate import Done
-        from handbill.sampling import Settings
-
         assert self._generator and self._manifest
         async with self._answering:  # A stopped answer ends first.
             if turn <= self._stopped:
@@ -157,25 +132,8 @@ class Engine:
                 self._generator.forget()
         self.post("forgotten")
 
-    def _progress(self, stage: str) -> Callable[[int, int], None]:
-        def report(done: int, total: int) -> None:
-            self.post("progress", stage=stage, done=done, total=total, unit="files", rate=None, seconds_left=None)
-
-        return create_proxy(report)  # type: ignore[no-any-return]
-
-
-async def _install(name: str) -> None:
-    response = await pyfetch(f"{host.BASE.href}{name}")
-    if name.endswith(".whl"):
-        pyodide_js.unpackArchive(await response.buffer(), "zip", extractDir=str(HOME))
-        return
-    path = HOME / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(await response.bytes())
-
 
 async def start(channel: str) -> None:
-    """Begin to listen and to answer on ``channel``; returns once Python's packages are in place."""
-    HOME.mkdir(exist_ok=True)
-    globals()["engine"] = Engine(channel)
-    await globals()["engine"].boot()
+    """Begin to listen and to answer on ``channel``."""
+    engine = globals()["engine"] = Engine(channel)
+    engine.post("booted", python=platform.python_version())

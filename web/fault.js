@@ -1,7 +1,7 @@
 /**
- * An error with one of the fault kinds of ARCHITECTURE.md's message table (manifest, download, corrupt, file,
- * storage, memory, device, too_long, template, internal). `message` says what happened and to which file; the page chooses the
- * words around it.
+ * An error with one of the fault kinds of ARCHITECTURE.md's message table (manifest, download, corrupt, damaged, file,
+ * storage, memory, device, too_long, template, internal). `message` says what happened and to which file; the page
+ * chooses the words around it.
  */
 export class Fault extends Error {
   constructor(fault, detail) {

@@ -1,8 +1,10 @@
 // A model in the engine's worker: its verified files, its tokenizer and the session that runs it.
-// engine.py drives this through PyScript's js_modules; nothing here knows of Python or of the page.
+// python.mjs begins it while Python boots, engine.py takes it over through PyScript's js_modules; nothing here knows of
+// Python or of the page.
 
-import { Meter, download, folderName, needed, sha256 } from "./download.js";
+import { Meter, download, fetchText, needed, sha256 } from "./download.js";
 import { Fault, WrongOutput, asFault } from "./fault.js";
+import { KeptFiles, MemoryFiles, source } from "./files.js";
 import { openOpenings as openings } from "./openings.js";
 import { sessions } from "./sessions/choose.js";
 import { openFirst } from "./sessions/enduring.js";
@@ -10,51 +12,102 @@ import { gather, remember } from "./sessions/facts.js";
 
 export const BASE = new URL("./", import.meta.url);
 
-/**
- * The verified files of a model: {read(name) → Promise<Uint8Array>}.
- *
- * `where` is what the store said: "opfs", or "nowhere", in which case the files are downloaded here and stay in memory
- * until they are read. `report` gets progress as JSON text; `hash(Uint8Array)` → sha256 in hex serves where the
- * browser has no crypto.subtle (plain http on a local network).
- */
-export async function openFiles(manifestText, where, report, hash) {
-  const manifest = JSON.parse(manifestText);
-  if (where === "inside") return insideFiles(manifest, hash);
-  return where === "opfs" ? new KeptFiles(manifest) : fetchFiles(manifest, report, hash);
+let begun = null;
+
+/** Begin to open a model before anybody asked for it; `model` hands it out. */
+export function begin(channel, slug, runtime) {
+  begun = new Model(channel, slug, runtime);
 }
 
-class KeptFiles {
-  constructor(manifest) {
-    this.entries = new Map(manifest.files.map((entry) => [entry.name, entry]));
+/** The model `slug` ("" for the site's first) on `runtime` ("" for the best): the one that was begun, else a new one. */
+export function model(channel, slug, runtime) {
+  const fits = begun && (begun.slug === slug || begun.slug === "") && begun.runtime === runtime;
+  const found = fits ? begun : new Model(channel, slug, runtime);
+  begun = null;
+  return found;
+}
+
+/**
+ * A model being opened: promises of `manifest` (its text, not looked at), `tokenizer` and `session`. What goes wrong is
+ * a Fault in each of them. The channel tells where the store has put the files, and is told the progress.
+ */
+class Model {
+  constructor(channel, slug, runtime) {
+    this.slug = slug;
+    this.runtime = runtime;
+    this.channel = new BroadcastChannel(channel);
+    const site = fetchText(new URL("site.json", BASE).href);
+    this.manifest = site.then((text) => {
+      const chosen = slug || JSON.parse(text).models[0]?.slug;
+      return fetchText(new URL(`models/${encodeURIComponent(chosen)}/manifest.json`, BASE).href);
+    });
+    const files = this.manifest.then((text) => this.#files(JSON.parse(text)));
+    this.session = this.#open(site, files);
+    this.tokenizer = this.#tokenizer(files);
+    // Whoever waits for one of them hears of it; the browser need not say that nobody waits yet.
+    for (const promise of [this.manifest, this.session, this.tokenizer]) promise.catch(() => {});
   }
 
-  async read(name) {
-    const root = await navigator.storage.getDirectory();
-    const folder = await root.getDirectoryHandle(folderName(BASE));
-    const handle = await folder.getFileHandle(this.entries.get(name).sha256);
-    return new Uint8Array(await (await handle.getFile()).arrayBuffer());
+  #tell(message) {
+    this.channel.postMessage(JSON.stringify(message));
+  }
+
+  /** Where the store has put the files: "opfs", "nowhere" or "inside". It says so at every `waiting`. */
+  #stored() {
+    return new Promise((resolve) => {
+      this.channel.onmessage = ({ data }) => {
+        const { kind, where } = JSON.parse(data);
+        if (kind === "stored") resolve(where);
+      };
+      this.#tell({ kind: "waiting" });
+    });
+  }
+
+  async #files(manifest) {
+    const where = await this.#stored();
+    if (where === "inside") return new InsideFiles(manifest);
+    if (where === "opfs") return new KeptFiles({ entries: manifest.files, base: BASE.href });
+    return fetchFiles(manifest, (message) => this.#tell(message));
+  }
+
+  async #tokenizer(files) {
+    const manifest = JSON.parse(await this.manifest);
+    return openTokenizer(await (await files).read(manifest.tokenizer));
+  }
+
+  async #open(site, files) {
+    const progress = (done, total) =>
+      this.#tell({ kind: "progress", stage: "open", done, total, unit: "files", rate: null, seconds_left: null });
+    return openSession(await this.manifest, await site, await files, this.runtime, progress);
   }
 }
 
 /** Files that came inside the page itself (web/single/), each let go once it is read. */
-function insideFiles(manifest, hash) {
-  const wanted = new Map(manifest.files.map((entry) => [entry.name, entry.sha256]));
-  return {
-    async read(name) {
-      const path = `models/${manifest.slug}/${name}`;
-      const bytes = await self.handbillFiles.read(path);
-      self.handbillFiles.drop(path);
-      if (hash(bytes) !== wanted.get(name)) throw new Fault("file", name);
-      return bytes;
-    },
-  };
+class InsideFiles {
+  constructor(manifest) {
+    this.folder = `models/${manifest.slug}`;
+    this.wanted = new Map(manifest.files.map((entry) => [entry.name, entry.sha256]));
+  }
+
+  async read(name) {
+    const path = `${this.folder}/${name}`;
+    const bytes = await self.handbillFiles.read(path);
+    self.handbillFiles.drop(path);
+    const found = await sha256({ length: bytes.length, read: source(name, bytes).read });
+    if (found !== this.wanted.get(name)) throw new Fault("file", name);
+    return bytes;
+  }
+
+  async open(name) {
+    return source(name, await this.read(name));
+  }
 }
 
+/** A file that is downloaded into memory. */
 class MemorySink {
-  constructor(bytes, hash) {
+  constructor(bytes) {
     this.buffer = new Uint8Array(bytes);
     this.length = 0;
-    this.hash = hash;
   }
 
   write(bytes) {
@@ -62,32 +115,30 @@ class MemorySink {
     this.length += bytes.length;
   }
 
+  read(view, at) {
+    view.set(this.buffer.subarray(at, at + view.length));
+  }
+
   clear() {
     this.length = 0;
   }
-
-  async digest() {
-    return self.crypto?.subtle ? sha256(this.buffer) : this.hash(this.buffer);
-  }
 }
 
-async function fetchFiles(manifest, report, hash) {
+async function fetchFiles(manifest, report) {
   const entries = needed(manifest);
   const total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
-  const meter = new Meter("download", total, (message) => report(JSON.stringify(message)));
+  const meter = new Meter("download", total, report);
   const files = new Map();
   try {
     for (const entry of entries) {
-      const sink = new MemorySink(entry.bytes, hash);
+      const sink = new MemorySink(entry.bytes);
       await download(new URL(`models/${manifest.slug}/${entry.name}`, BASE).href, entry, sink, meter);
       files.set(entry.name, sink.buffer);
     }
   } catch (error) {
     throw asFault(error);
   }
-  return {
-    read: async (name) => files.get(name),
-  };
+  return new MemoryFiles(files);
 }
 
 /**
@@ -119,7 +170,7 @@ export async function openSession(manifestText, siteText, files, forced, report,
     const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
     try {
       return await module.open({
-        manifest, read: (name) => files.read(name), base: BASE.href, onProgress: report, choice,
+        manifest, read: (name) => files.read(name), files, base: BASE.href, onProgress: report, choice,
       });
     } catch (error) {
       if (error instanceof WrongOutput) await remember(graphSha256(manifest, choice)).catch(console.warn);

@@ -2,7 +2,7 @@
 // visit does not read them again. What a file holds is in its name: a folder for each model and kernel, a file for each
 // run of tokens. A changed key finds no file; a damaged file is no file.
 
-import { folderName } from "./download.js";
+import { folderName } from "./files.js";
 
 export const FOLDER = "openings";
 const MOST = 16; // Files of a model; the oldest goes first.

@@ -15,10 +15,15 @@ globalThis.handbill = {
   kept,
   language,
   up: false, // page.py sets it.
+  ready: false, // The model is.
 };
 language.fill();
 
-if (!globalThis.single) startStore(); // A page that is one file has its model inside.
+if (!globalThis.single) { // A page that is one file has all of it inside.
+  startStore();
+  nameModel();
+  keepSite();
+}
 
 function startStore() {
   const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
@@ -28,6 +33,36 @@ function startStore() {
     channel.close();
   });
   store.postMessage({ slug: handbill.slug });
+}
+
+// PyScript starts the engine's worker; python.mjs, which it takes for the interpreter, opens this model meanwhile.
+function nameModel() {
+  const engine = document.querySelector("script[name=engine]");
+  const config = JSON.parse(engine.getAttribute("config"));
+  const interpreter = new URL(config.interpreter, location.href);
+  interpreter.search = new URLSearchParams({ channel: handbill.channel, slug: handbill.slug, runtime: handbill.runtime });
+  config.interpreter = interpreter.href; // PyScript completes only addresses that end in .mjs.
+  engine.setAttribute("config", JSON.stringify(config));
+}
+
+/**
+ * The service worker (service.js) keeps the site once the model is ready, when nobody waits for anything. A host that
+ * sends no isolation headers needs it at once, for threads: it adds them from the first reload on.
+ */
+function keepSite() {
+  const workers = navigator.serviceWorker;
+  if (!isSecureContext || !workers) return;
+  if (!crossOriginIsolated && !workers.controller) {
+    workers.addEventListener("controllerchange", () => handbill.ready || location.reload());
+    workers.register("service.js");
+  }
+  const listener = new BroadcastChannel(handbill.channel);
+  listener.onmessage = async ({ data }) => {
+    if (JSON.parse(data).kind !== "ready") return;
+    handbill.ready = true;
+    await workers.register("service.js");
+    (await workers.ready).active.postMessage({ kind: "keep" });
+  };
 }
 
 if (document.getElementById("kiosk")) import("./watchdog.js").then((watchdog) => (handbill.watchdog = watchdog));

@@ -43,13 +43,20 @@ let snapshot; // The latest one; a later case may restore it.
 
 const request = JSON.parse(readFileSync(process.argv[2], "utf8"));
 const { open } = await import(pathToFileURL(request.session).href);
+const { source } = await import(new URL("../files.js", pathToFileURL(request.session)).href);
 const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
 const say = (message) => writeSync(answers, `${JSON.stringify(message)}\n`);
 const answers = request.answers && openSync(request.answers, "w");
 
+/** The files of a folder, as files.js gives those of a model. */
+function filesOf(folder) {
+  const read = async (name) => new Uint8Array(await fs.readFile(path.join(folder, name)));
+  return { read, open: async (name) => source(name, await read(name)) };
+}
+
 const openCase = ({ folder, manifest, choice }) => open({
   manifest,
-  read: async (name) => new Uint8Array(await fs.readFile(path.join(folder, name))),
+  files: filesOf(folder),
   base: pathToFileURL(`${request.base}/`).href,
   onProgress: () => {},
   choice,

@@ -1,24 +1,44 @@
-// Fills the laid-out memory from the model's shards. Weights are repacked piece by piece as each shard is read; a
-// shard is let go before the next one, so that what stays is the packed form alone.
+// Fills the laid-out memory from the model's shards. Each is read piece by piece straight into the staging part of that
+// memory and repacked from there: no copy of a shard is ever held.
 
+import { source } from "../files.js";
 import { halvesOf, STAGING } from "./cpu-link.js";
 
 const ZERO = { none: 0, packed: 1, float: 2, minimum: 3, minimum_negated: 4 };
 const BYTES = { float16: 2, float32: 4, uint8: 1, int8: 1 };
 
 /**
- * Read every file of `plan` through `read` in the order given and put its tensors where `map` says, with the packing
- * functions of `kernels` over `memory`. `onFile(index, count)` reports.
+ * Read every file of `plan` from `files` (files.js) and put its tensors where `map` says, with the packing functions of
+ * `kernels` over `memory`. `onFile(done, count)` reports.
  */
-export async function load({ plan, map, memory, kernels, read, onFile }) {
+export async function load({ plan, map, memory, kernels, files, onFile }) {
   const loader = new Loader(plan, map, memory, kernels);
   const names = [...new Set(plan.tensors.map((tensor) => tensor.file).filter(Boolean))].sort();
   loader.inline();
   for (const [index, name] of names.entries()) {
-    loader.file(name, await read(name));
+    const opened = await files.open(name);
+    try {
+      loader.file(name, opened);
+    } finally {
+      opened.close();
+    }
     onFile?.(index + 1, names.length);
   }
   loader.finish();
+}
+
+/** A part of an open file: `read(view, at)` fills `view` from the part's byte `at` on. */
+class Part {
+  constructor(opened, offset, length) {
+    this.opened = opened;
+    this.offset = offset;
+    this.length = length;
+  }
+
+  read(view, at) {
+    this.opened.read(view, this.offset + at);
+    return view;
+  }
 }
 
 class Loader {
@@ -41,53 +61,53 @@ class Loader {
 
   inline() {
     this.#plan.tensors.forEach((tensor, i) => {
-      if (tensor.data !== undefined) this.#tensor(i, Uint8Array.from(atob(tensor.data), (c) => c.charCodeAt(0)));
+      if (tensor.data === undefined) return;
+      const bytes = Uint8Array.from(atob(tensor.data), (c) => c.charCodeAt(0));
+      this.#tensor(i, new Part(source("plan.json", bytes), 0, bytes.length));
     });
   }
 
-  file(name, content) {
+  file(name, opened) {
     this.#plan.tensors.forEach((tensor, i) => {
       if (tensor.file !== name) return;
-      const end = tensor.offset + tensor.elements * BYTES[tensor.dtype];
-      this.#tensor(i, content.subarray(tensor.offset, end));
+      this.#tensor(i, new Part(opened, tensor.offset, tensor.elements * BYTES[tensor.dtype]));
     });
   }
 
-  #tensor(index, bytes) {
-    if (bytes.length !== this.#plan.tensors[index].elements * BYTES[this.#plan.tensors[index].dtype]) {
-      throw new Error(`Tensor ${index} of the plan is cut short in ${this.#plan.tensors[index].file}.`);
-    }
-    if (this.values.has(index)) this.#values(this.values.get(index), bytes);
-    if (this.#map.vectors.has(index)) this.#floats(index, bytes, this.#map.vectors.get(index));
-    if (this.rest.has(index)) this.#kept.set(index, bytes.slice());
+  #tensor(index, part) {
+    if (this.values.has(index)) this.#values(this.values.get(index), part);
+    if (this.#map.vectors.has(index)) this.#floats(index, part, this.#map.vectors.get(index));
+    if (this.rest.has(index)) this.#kept.set(index, part.read(new Uint8Array(part.length), 0));
   }
 
-  #stage(bytes, at = this.#map.staging) {
-    this.#bytes.set(bytes, at);
+  /** Bytes `from` to `to` of `part` in the staging memory; their address. */
+  #stage(part, from, to) {
+    const at = this.#map.staging;
+    part.read(this.#bytes.subarray(at, at + to - from), from);
     return at;
   }
 
-  #values(index, bytes) {
+  #values(index, part) {
     const { rows, bits } = this.#plan.weights[index];
     const { blocks, values } = this.#map.weights[index];
     const rowBytes = blocks * bits * 4;
     const piece = Math.floor(STAGING / rowBytes / 8) * 8;
     for (let row = 0; row < rows; row += piece) {
       const count = Math.min(piece, rows - row);
-      const at = this.#stage(bytes.subarray(row * rowBytes, (row + count) * rowBytes));
+      const at = this.#stage(part, row * rowBytes, (row + count) * rowBytes);
       this.#kernels.pack_values(bits, at, values, row, count, blocks);
     }
   }
 
-  #floats(index, bytes, to) {
+  #floats(index, part, to) {
     const { dtype, elements } = this.#plan.tensors[index];
     if (dtype === "float32") {
-      this.#bytes.set(bytes, to);
+      part.read(this.#bytes.subarray(to, to + part.length), 0);
       return;
     }
     for (let done = 0; done < elements; done += STAGING / 2) {
       const count = Math.min(STAGING / 2, elements - done);
-      this.#kernels.widen_half(this.#stage(bytes.subarray(done * 2, (done + count) * 2)), to + done * 4, count);
+      this.#kernels.widen_half(this.#stage(part, done * 2, (done + count) * 2), to + done * 4, count);
     }
   }
 
@@ -95,7 +115,10 @@ class Loader {
   finish() {
     this.#plan.weights.forEach((weights, index) => {
       const place = this.#map.weights[index];
-      if (weights.bias !== undefined) this.#floats(weights.bias, this.#kept.get(weights.bias), place.bias);
+      if (weights.bias !== undefined) {
+        const bias = this.#kept.get(weights.bias);
+        this.#floats(weights.bias, new Part(source("the biases", bias), 0, bias.length), place.bias);
+      }
       this.#scales(weights, place);
     });
     this.#kept.clear();
@@ -110,14 +133,19 @@ class Loader {
     const piece = Math.floor(STAGING / 2 / Math.max(scales.rowBytes, zeros?.rowBytes ?? 1) / 8) * 8;
     for (let row = 0; row < rows; row += piece) {
       const count = Math.min(piece, rows - row);
-      const from = this.#stage(scales.rows(row, count));
-      const other = zeros ? this.#stage(zeros.rows(row, count), this.#map.staging + STAGING / 2) : 0;
+      const from = this.#copy(scales.rows(row, count), this.#map.staging);
+      const other = zeros ? this.#copy(zeros.rows(row, count), this.#map.staging + STAGING / 2) : 0;
       this.#kernels.pack_scales(
         bits, from, scales.half, ZERO[weights.zeros?.kind ?? "none"], other, zeros?.half ?? 0,
         place.scale, place.offset, row, count, place.blocks * halves, groups, (block / 32) * halves,
         weights.zeros?.shift ?? 0,
       );
     }
+  }
+
+  #copy(bytes, at) {
+    this.#bytes.set(bytes, at);
+    return at;
   }
 
   /** Scales, minima or zero points by rows; with `factors` they are multiplied out, float32. */
@@ -153,8 +181,8 @@ class Loader {
     const { staging } = this.#map;
     const size = BYTES[this.#plan.tensors[index].dtype];
     const bytes = this.#kept.get(index).subarray(first * size, (first + count) * size);
-    if (size === 4) this.#stage(bytes);
-    else this.#kernels.widen_half(this.#stage(bytes, staging + STAGING / 2), staging, count);
+    if (size === 4) this.#copy(bytes, staging);
+    else this.#kernels.widen_half(this.#copy(bytes, staging + STAGING / 2), staging, count);
     return new Float32Array(this.#bytes.buffer, staging, count);
   }
 }

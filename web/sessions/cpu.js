@@ -23,9 +23,9 @@ const RELAXED_SIMD = Uint8Array.of(
  * Open the model. `choice.threads` (choose.js) above 1 needs cross-origin isolation; `choice.build` may force
  * "relaxed" or "plain" kernels. Throws Fault manifest (a plan that cannot be trusted), memory or internal.
  */
-export async function open({ manifest, read, base, onProgress, choice = {} }) {
+export async function open({ manifest, files, base, onProgress, choice = {} }) {
   try {
-    const plan = readPlan(new TextDecoder().decode(await read(manifest.plan)), manifest);
+    const plan = readPlan(new TextDecoder().decode(await files.read(manifest.plan)), manifest);
     const relaxed = choice.build ? choice.build === "relaxed" : WebAssembly.validate(RELAXED_SIMD);
     const threads = self.crossOriginIsolated === false ? 1 : Math.max(1, choice.threads ?? 1);
     const name = `${relaxed ? "relaxed" : "plain"}${threads > 1 ? "-threads" : ""}.wasm`;
@@ -36,8 +36,12 @@ export async function open({ manifest, read, base, onProgress, choice = {} }) {
       throw new Fault("download", `kernels/${name} is of another version than sessions/cpu.js; reload the page.`);
     }
     install(map, memory);
-    await load({ plan, map, memory, kernels: exports, read, onFile: onProgress });
-    const helpers = await startHelpers(module, memory, map);
+    const [helpers] = await Promise.all([
+      startHelpers(module, memory, map),
+      threads > 1 && files.kept
+        ? loadAside({ module, memory, plan, map, kept: files.kept }, onProgress)
+        : load({ plan, map, memory, kernels: exports, files, onFile: onProgress }),
+    ]);
     const words = choice.words ?? `processor, ${threads > 1 ? `${threads} threads` : "one thread"}`;
     return new CpuSession({ plan, map, memory, exports, helpers, words });
   } catch (error) {
@@ -74,6 +78,24 @@ function reserve(plan, manifest, { threads, most }) {
 
 function sizes(pages, shared) {
   return shared ? { initial: pages, maximum: MOST_PAGES, shared } : { initial: pages };
+}
+
+/** load() in a worker, while this one has other things to do. */
+function loadAside(job, onFile) {
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(new URL("./cpu-loader.js", import.meta.url), { type: "module" });
+    const end = (settle, value) => {
+      worker.terminate();
+      settle(value);
+    };
+    worker.onerror = (event) => end(reject, new Fault("internal", `cpu-loader.js: ${event.message}`));
+    worker.onmessage = ({ data }) => {
+      if (data.fault) end(reject, new Fault(data.fault, data.message));
+      else if (data.loaded) end(resolve);
+      else onFile?.(data.done, data.total);
+    };
+    worker.postMessage(job);
+  });
 }
 
 /** Helper workers, asleep and waiting for steps. Those that do not come up are left out. */

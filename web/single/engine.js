@@ -10,13 +10,11 @@ const { Channel, hear } = makeChannels((message) => postMessage(message));
 globalThis.BroadcastChannel = Channel;
 
 async function boot() {
-  const [{ loadPyodide }, asm, model] = await Promise.all(
-    ["pyodide/pyodide.mjs", "pyodide/pyodide.asm.mjs", "model.js"].map((name) => handbillImport(`${SITE}${name}`)),
+  const [{ loadPyodide }, model] = await Promise.all(
+    ["python.mjs", "model.js"].map((name) => handbillImport(`${SITE}${name}`)),
   );
   const text = new TextDecoder();
   const pyodide = await loadPyodide({
-    indexURL: `${SITE}pyodide/`,
-    createPyodideModule: asm.default,
     lockFileContents: text.decode(await files.read("pyodide/pyodide-lock.json")),
   });
   pyodide.registerJsModule("pyscript", { js_modules: { model } });
@@ -32,8 +30,8 @@ onmessage = async ({ data }) => {
   else if (data.start) {
     const store = new Channel(data.start);
     store.onmessage = ({ data: text }) => {
-      const { kind, slug } = JSON.parse(text);
-      if (kind === "load") store.postMessage(JSON.stringify({ kind: "stored", slug, where: "inside" }));
+      if (JSON.parse(text).kind !== "waiting") return;
+      store.postMessage(JSON.stringify({ kind: "stored", slug: "", where: "inside" }));
     };
     await (await started)(data.start);
   }

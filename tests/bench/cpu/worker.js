@@ -4,16 +4,17 @@
 // `seconds` to read since the stop before, the median `milliseconds` of a decoded token. A message {score: ids} is
 // answered with {top, loss}: at every position the likeliest next token, and the cross-entropy of the one that came.
 
+import { source } from "/files.js";
 import { open } from "/sessions/cpu.js";
 
 let session;
 
+const read = async (name) => new Uint8Array(await (await fetch(`/model/${name}`)).arrayBuffer());
+const files = { read, open: async (name) => source(name, await read(name)) };
+
 async function begin({ manifest, base, choice }) {
   const started = performance.now();
-  session = await open({
-    manifest, base, choice,
-    read: async (name) => new Uint8Array(await (await fetch(`/model/${name}`)).arrayBuffer()),
-  });
+  session = await open({ manifest, base, choice, files });
   const { context, runtime, bytes } = session;
   return { seconds: (performance.now() - started) / 1000, context, runtime, bytes, isolated: self.crossOriginIsolated };
 }
