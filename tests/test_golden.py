@@ -34,10 +34,9 @@ def prompt_of(manifest: Manifest, question: str) -> str:
 @pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES if recipe.package])
 def test_the_export_answers_as_torch_does(name: str, tmp_path: Path) -> None:
     golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
-    manifest = real_model.manifest()
-    assert manifest.slug == name
-    tokenizer = RustTokenizer.open(real_model.FOLDER)
-    session = real_model.exact_session(tmp_path, 512)
+    manifest = real_model.manifest(name)
+    tokenizer = RustTokenizer.open(real_model.MODELS / name)
+    session = real_model.exact_session(tmp_path, 512, name)
     for turn in golden:
         session.rewind(0)
         prompt = tokenizer.encode(prompt_of(manifest, turn["question"]))
@@ -59,7 +58,7 @@ def write(name: str) -> None:
 
     checkpoint = open_checkpoint(name, Path(".cache"))
     model: Any = whole_model(checkpoint.config, checkpoint.weights)
-    manifest = real_model.manifest()
+    manifest = real_model.manifest(name)
     turns = []
     for question in QUESTIONS:
         prompt = checkpoint.tokenizer.encode(prompt_of(manifest, question)).ids
