@@ -12,7 +12,7 @@ import pytest
 import cpu_session
 import kernel_graph
 from cpu_session import FaultError
-from exporter import plan
+from exporter import graph, plan
 from fake_model import EOS, FakeSession, FakeTokenizer
 from handbill.generate import Done, Generator, Prefill
 from handbill.openings import LEAST, Openings
@@ -29,7 +29,7 @@ SHAPES = {"llama": Shape(), "odd_head": Shape(head_dim=80, kv_heads=1), "wide_he
 def test_a_snapshot_is_what_prefill_computed(tmp_path: Path, name: str, build: str, threads: int, length: int) -> None:
     shape = SHAPES[name]
     model = kernel_graph.build(tmp_path, shape)
-    plan.write(model, tmp_path / "plan.json")
+    plan.write(graph.load(model), tmp_path / "plan.json")
     ids = np.random.default_rng(length).integers(0, shape.vocabulary, 80).tolist()
     after: dict[str, Any] = {"ids": ids[length : length + 10], "logits": True}
     steps = [
