@@ -41,15 +41,16 @@ def opened(browser: Browser, home: Path) -> Iterator[GpuPage]:
         page = browser.new_page()
         page.set_default_timeout(tabs.LOADED_MS)
         page.goto(address)
-        yield GpuPage(page)
+        yield GpuPage(page, home)
         page.close()
 
 
 class GpuPage:
-    """Runs JavaScript against tests/webgpu/session.js; ``said`` keeps what went to the console."""
+    """Runs JavaScript against tests/webgpu/session.js. ``home`` is served; ``said`` keeps what went to the console."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, home: Path) -> None:
         self.page = page
+        self.home = home
         self.said: list[str] = []
         page.on("console", lambda message: self.said.append(message.text))
 
@@ -58,7 +59,7 @@ class GpuPage:
         names = ", ".join(values)
         return self.page.evaluate(
             f"""async ({{{names}}}) => {{
-                const {{ open, run, model, counts, alive }} = await import("/session.js");
+                const {{ open, run, model, counts, alive, wasmBytes }} = await import("/session.js");
                 {body}
             }}""",
             values,

@@ -22,6 +22,6 @@ export function asFault(error) {
   if (/out of memory|bad_alloc|allocation failed|memory access out of bounds.*grow|Cannot enlarge memory/i.test(text)) {
     return new Fault("memory", text.trim());
   }
-  if (/device.*lost|lost.*device|GPUDevice|webgpu/i.test(text)) return new Fault("device", text.trim());
+  if (/device.*lost|lost.*device|GPU(Device|Buffer|Queue)|webgpu/i.test(text)) return new Fault("device", text.trim());
   return new Fault("internal", text.trim());
 }

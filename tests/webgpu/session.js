@@ -12,6 +12,14 @@ function wrap(prototype, name, note) {
   };
 }
 
+const memories = [];
+WebAssembly.Memory = class extends WebAssembly.Memory {
+  constructor(size) {
+    super(size);
+    memories.push(this);
+  }
+};
+
 if (globalThis.GPUBuffer) {
   wrap(GPUComputePassEncoder.prototype, "dispatchWorkgroups", () => (counts.dispatches += 1));
   wrap(GPUComputePassEncoder.prototype, "dispatchWorkgroupsIndirect", () => (counts.dispatches += 1));
@@ -97,6 +105,9 @@ export async function run(session, steps) {
   }
   return answers;
 }
+
+/** Bytes of all WebAssembly memories that were made from JavaScript, ORT's among them. */
+export const wasmBytes = () => memories.reduce((total, { buffer }) => total + buffer.byteLength, 0);
 
 /** How many GPU buffers of `bytes` there are now. */
 export const alive = (bytes) => [...living.values()].filter((size) => size === bytes).length;
