@@ -133,7 +133,8 @@ async function load(slug) {
   const site = await fetchJson(new URL("site.json", BASE).href);
   const chosen = slug || site.models[0]?.slug;
   const manifest = await fetchJson(manifestUrl(chosen));
-  const entries = needed(manifest);
+  // By content: two names for the same bytes are one file here.
+  const entries = [...new Map(needed(manifest).map((entry) => [entry.sha256, entry])).values()];
   const total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
   const directory = await folder(total);
   if (!directory) return { kind: "stored", slug: chosen, where: "nowhere" };
