@@ -12,7 +12,7 @@ from pyodide.ffi import JsException
 
 from handbill.session import Candidates, SessionError
 
-TURNS = 8
+TURNS = 12
 """Turns of the event loop after each step; all of them together take about a millisecond."""
 
 
@@ -124,7 +124,7 @@ async def _listen() -> None:
     """Let the worker receive what was said meanwhile, such as ``stop``.
 
     A session computes in this very thread, and the worker's event loop takes a message from another thread only after
-    a few turns (six in Chromium 156, measured): with one turn a token, a stop came five tokens late.
+    a few turns (six to ten in Chromium 156, measured): with one turn a token, a stop came five tokens late.
     """
     for _ in range(TURNS):
         await asyncio.sleep(0)
