@@ -231,9 +231,13 @@ def vendored(root: Path, name: str, text: str) -> list[str]:
 
 
 def test_a_third_party_host_needs_a_reason(tmp_path: Path) -> None:
-    assert vendored(tmp_path / "1", "micropython/micropython.mjs", "const u = 'https://cdn.jsdelivr.net/pyodide/';") == []
+    assert (
+        vendored(tmp_path / "1", "micropython/micropython.mjs", "const u = 'https://cdn.jsdelivr.net/pyodide/';") == []
+    )
     (fault,) = vendored(tmp_path / "2", "micropython/micropython.mjs", "const u = 'https://telemetry.example/x';")
-    assert fault.startswith("micropython/micropython.mjs names the host telemetry.example: find out whether it is asked")
+    assert fault.startswith(
+        "micropython/micropython.mjs names the host telemetry.example: find out whether it is asked"
+    )
 
 
 def test_a_pyscript_chunk_must_travel_or_be_known_as_unneeded(tmp_path: Path) -> None:

@@ -175,12 +175,6 @@ def test_help_and_list_are_for_newcomers(capsys: pytest.CaptureFixture[str]) -> 
     assert "google/gemma-2b" in capsys.readouterr().out
 
 
-def test_perplexity_of_even_odds_is_the_vocabulary() -> None:
-    import numpy as np
-
-    assert verify.perplexity(np.zeros((5, 32), np.float32), [1, 2, 3, 4, 5]) == pytest.approx(32)
-
-
 @pytest.mark.parametrize(
     ("parameters", "text", "gate"),
     [(10, 1024, 256), (270_000_000, 1024, 256), (1_000_000_000, 300, 160), (2_506_000_000, 119, 64), (8 << 30, 64, 64)],

@@ -47,6 +47,7 @@ class Page:
         on(js.window, "keydown", self._on_window_key)
         self.kiosk = Kiosk(self) if by_id("kiosk") else None
         js.handbill.up = True
+        self._post("waiting")  # The store may have spoken before anybody listened.
         self.booting = asyncio.create_task(self._boot())
 
     async def _boot(self) -> None:
