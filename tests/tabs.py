@@ -63,6 +63,9 @@ class Handler(serve.Handler):
     def _host_is_ours(self) -> bool:
         return True
 
+    def _origin_is_ours(self) -> bool:
+        return True
+
     def _head(self, status: Any, headers: dict[str, str]) -> None:
         if self.mischief.isolated:
             super()._head(status, headers)
