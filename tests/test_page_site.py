@@ -272,7 +272,7 @@ def test_the_page_speaks_the_browsers_language_or_the_one_chosen(chromium: Brows
 
         tab.page.click("#open-settings")
         tab.page.select_option("#language-choice", "en")
-        tab.page.locator("#send", has_text="Send").wait_for(state="attached")
+        tab.page.locator("#send", has_text=re.compile("^Send$")).wait_for(state="attached")  # Not "Senden".
         assert tab.page.inner_text("#status-text").startswith("Ready · ")
         assert tab.page.inner_text("#temperature-value") == "0.00"
         assert tab.page.get_attribute(".answer [data-act=copy]", "aria-label") == "Copy this answer"
