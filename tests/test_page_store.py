@@ -34,6 +34,19 @@ def names(tab: Tab) -> set[str]:
     return set(listed)
 
 
+def overwrite(tab: Tab, name: str, *, keep: bool, at: int, data: list[int]) -> None:
+    """Write ``data`` into the file ``name`` of OPFS from ``at`` on; ``keep`` what else it holds, or cut it there."""
+    tab.page.evaluate(
+        f"""async ({{ name, keep, at, data }}) => {{
+            {FOLDER}
+            const writable = await (await folder.getFileHandle(name)).createWritable({{ keepExistingData: keep }});
+            await writable.write({{ type: "write", position: at, data: Uint8Array.from(data) }});
+            await writable.close();
+        }}""",
+        {"name": name, "keep": keep, "at": at, "data": data},
+    )
+
+
 def test_a_file_damaged_on_the_device_is_found_after_the_answer_and_fetched_again_alone(
     chromium: Browser, tiny_site: Path
 ) -> None:
@@ -44,15 +57,7 @@ def test_a_file_damaged_on_the_device_is_found_after_the_answer_and_fetched_agai
         tab = Tab(context.new_page(), address)
         tab.open("?model=tiny", settings=GREEDY)
         whole = tab.ask("Hello")["ids"]
-        tab.page.evaluate(
-            f"""async (name) => {{
-                {FOLDER}
-                const writable = await (await folder.getFileHandle(name)).createWritable({{ keepExistingData: true }});
-                await writable.write({{ type: "write", position: 200, data: new Uint8Array(64).fill(0x5a) }});
-                await writable.close();
-            }}""",
-            shard.sha256,
-        )
+        overwrite(tab, shard.sha256, keep=True, at=200, data=[0x5A] * 64)
         tab.page.reload()
         tab.ready()  # Its name and its size are right: the visit is not held up.
         tab.ask("Hello")
@@ -80,15 +85,7 @@ def test_a_file_of_the_wrong_length_is_fetched_again_before_anything_is_opened(
         context = chromium.new_context()
         tab = Tab(context.new_page(), address)
         tab.open("?model=tiny", settings=GREEDY)
-        tab.page.evaluate(
-            f"""async (name) => {{
-                {FOLDER}
-                const writable = await (await folder.getFileHandle(name)).createWritable();
-                await writable.write(new Uint8Array(100));
-                await writable.close();
-            }}""",
-            shard.sha256,
-        )
+        overwrite(tab, shard.sha256, keep=False, at=0, data=[0] * 100)
         mischief.asked.clear()
         tab.page.reload()
         tab.ready()

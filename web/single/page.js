@@ -12,7 +12,7 @@ globalThis.single = (() => {
     return Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
   }
 
-  /** Take the file in the element before this script. `data-for` says who needs it: page, engine or both. */
+  /** Take the file in the element before this script. `data-reader` says who needs it: page, engine or both. */
   function take() {
     const script = document.currentScript;
     const element = script.previousElementSibling;
