@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Installed first and by its version. Where pip is told of PyTorch's CPU wheels (pip's own configuration, or
 # PIP_EXTRA_INDEX_URL), it takes those; else on Linux it takes the CUDA build, which works too but weighs gigabytes.
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-NPM_TESTS := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard tests/*/package.json))
+NPM_TESTS := $(patsubst %/package.json,%/node_modules/.package-lock.json,$(wildcard tests/*/package.json tests/bench/*/package.json))
 
 # $(call apt,package,sentence): install a Debian package where that is allowed, or say what is missing and stop.
 apt = { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update && \
@@ -17,24 +17,31 @@ export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test site model lint bench soak bench-export bench-quantization clean chromium
+.PHONY: help demo test test-gemma site model lint bench soak bench-webgpu bench-export bench-quantization clean chromium
 
 help:
 	@echo "make demo   export $(MODEL), assemble the site, check it, serve it and print its address"
 	@echo "make test   everything that the tests need, then ruff, mypy and pytest"
+	@echo "make test-gemma  export gemma-3-270m, some minutes, and run the tests that make test skips without it"
 	@echo "make site   assemble and check dist/ from what is in models/"
 	@echo "make lint   ruff and mypy alone"
-	@echo "make bench  measure against peers, about a quarter of an hour; figures go to tests/bench/results/"
+	@echo "make bench  measure against peers, some twenty minutes; figures go to tests/bench/results/"
 	@echo "make bench-export  the export of a 2.5 B parameter model: time, memory, size, and the same bytes twice"
-	@echo "make bench-quantization  methods against each other on a dithered copy of $(MODEL), some ten minutes"
+	@echo "make bench-quantization  methods and budgets against each other on a dithered copy of $(MODEL), some twenty minutes"
+	@echo "make bench-webgpu  WebGPU against transformers.js; without a graphics chip: make bench-webgpu CHIP=--swiftshader"
 	@echo "make soak   500 conversations in one tab and the memory they take; the curve goes to tests/bench/results/"
 	@echo "make clean  remove dist/ and the caches; models/ and .venv/ stay"
 
 demo: site
 	@$(BIN)/python serve.py
 
+# Files of tests side by side. One thread each for torch: several pools of threads on the same cores wait for each other.
 test: lint chromium $(NPM_TESTS) site
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# dist/ is assembled before: its own tests are about $(MODEL).
+test-gemma: .venv/test-stamp chromium $(NPM_TESTS) site models/gemma-3-270m/manifest.json
+	$(BIN)/pytest -m model -k gemma
 
 lint: .venv/test-stamp
 	$(BIN)/ruff check .
@@ -48,8 +55,8 @@ site: .venv/stamp model
 model: models/$(MODEL)/manifest.json
 
 # The exporter writes the manifest last, so its existence means that the export is whole.
-models/$(MODEL)/manifest.json: | .venv/stamp
-	$(BIN)/python exporter/export.py $(MODEL)
+models/%/manifest.json: | .venv/stamp
+	$(BIN)/python exporter/export.py $*
 
 .venv/stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
@@ -75,14 +82,18 @@ chromium:
 
 bench: .venv/test-stamp chromium tests/bench/peers/node_modules/.package-lock.json site
 	$(BIN)/pip install --editable '.[bench]'
-	cd tests/bench && for part in cpu/bench cpu/fidelity cpu/tab export cpu/report; do ../../$(BIN)/python $$part.py || exit 1; done
+	cd tests/bench && for part in cpu/speed cpu/fidelity cpu/drafts cpu/tab export model_table quantization_report cpu/report single; do ../../$(BIN)/python $$part.py || exit 1; done
 
 # The export of gemma-2b's shape with random weights, twice: about 4 minutes, 6 GB of memory, 12 GB of disk.
 bench-export: .venv/test-stamp
-	cd tests/bench && ../../$(BIN)/python export.py gemma-2b --twice
+	cd tests/bench && ../../$(BIN)/python export.py gemma-2b --twice && for part in model_table quantization_report; do ../../$(BIN)/python $$part.py || exit 1; done
 
 bench-quantization: .venv/test-stamp
 	$(BIN)/python tests/bench/quantization.py
+
+bench-webgpu: .venv/test-stamp chromium tests/bench/peers/node_modules/.package-lock.json site
+	$(BIN)/python tests/bench/webgpu/gpu_bench.py $(CHIP)
+	$(BIN)/python tests/bench/disposal.py
 
 soak: .venv/test-stamp chromium site
 	$(BIN)/pip install --editable '.[bench]'

@@ -2,7 +2,8 @@
 
 Cross-origin isolation (threads need it), MIME types, byte ranges, precompressed copies and conditional requests, on
 the standard library's threading HTTP server. Any other static server may serve dist/ too; the page then only lacks
-what that server's headers do not allow.
+what that server's headers do not allow. One file without dependencies, so that a copy of it beside dist/ on a stick is
+enough on any machine that has Python 3.8 or newer.
 """
 
 from __future__ import annotations
@@ -54,6 +55,18 @@ MIME_TYPES = {
 }
 """Written out, because ``mimetypes`` reads the machine's own tables and so answers differently from machine to machine.
 Everything else (.onnx, .bin) is application/octet-stream."""
+
+POLICY = (
+    "default-src 'none'; "
+    "script-src 'self' 'unsafe-eval' 'wasm-unsafe-eval' blob:; "
+    "worker-src 'self' blob:; "
+    "connect-src 'self' blob:; "
+    "style-src 'self'; "
+    "img-src 'self'; "
+    "base-uri 'none'; "
+    "form-action 'none'"
+)
+"""Index.html's Content-Security-Policy, for scripts: a worker obeys the header that it came with, and only that."""
 
 HEADERS = {
     # Cross-origin isolation: without it there is no SharedArrayBuffer and so no second thread.
@@ -108,7 +121,7 @@ def locate(root: Path, target: str) -> Path | None:
         path = root.joinpath(*segments).resolve(strict=True)
     except (OSError, RuntimeError):  # missing, a name too long for the file system, a loop of links
         return None
-    return path if path.is_relative_to(root) and path.is_file() else None
+    return path if root in path.parents and path.is_file() else None
 
 
 def accepted(header: str) -> set[str]:
@@ -116,8 +129,7 @@ def accepted(header: str) -> set[str]:
     allowed = set()
     for item in header.split(","):
         name, _, parameters = item.partition(";")
-        quality = parameters.strip().removeprefix("q=")
-        if not re.fullmatch(r"0(\.0*)?", quality):
+        if not re.fullmatch(r"q=0(\.0*)?", parameters.strip()):
             allowed.add(name.strip().lower())
     return allowed
 
@@ -248,6 +260,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, path: Path, answer: Answer, body: bool) -> None:
         common = {"ETag": answer.tag, "Vary": "Accept-Encoding", "Accept-Ranges": "bytes"}
+        if self.path.endswith("/service.js?apart"):  # A kiosk's: start.js says why.
+            common["Cross-Origin-Embedder-Policy"] = "unsafe-none"
+        if path.suffix in (".js", ".mjs"):
+            common["Content-Security-Policy"] = POLICY
         if self._unchanged(answer):
             self._head(HTTPStatus.NOT_MODIFIED, common)
             return
@@ -276,8 +292,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _unchanged(self, answer: Answer) -> bool:
         """Whether the client already holds this very file."""
-        tags = [tag.strip().removeprefix("W/") for tag in self.headers.get("If-None-Match", "").split(",")]
-        return answer.tag in tags or "*" in tags
+        tags = [tag.strip() for tag in self.headers.get("If-None-Match", "").split(",")]
+        return not {answer.tag, f"W/{answer.tag}", "*"}.isdisjoint(tags)
 
     def _copy(self, file: BinaryIO, first: int, left: int) -> None:
         file.seek(first)
@@ -351,7 +367,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away or fell silent is no error of ours; anything else is shown as it is."""
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+        # Before Python 3.10, which has one class for both, a socket's timeout is no TimeoutError.
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError, socket.timeout)):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import budget
 import compress
 import dress
 import kernels
@@ -37,7 +38,7 @@ OWN_SUFFIXES = {".html", ".css", ".js", ".mjs", ".json", ".py", ".svg", ".png", 
 NPM_FILES = {"package.json", "package-lock.json"}
 """What of web/ only npm reads."""
 
-OWN_FOLDERS = ["", "handbill", "sessions"]
+OWN_FOLDERS = ["", "handbill", "places", "sessions"]
 
 
 class AssembleError(Exception):
@@ -80,8 +81,10 @@ def assemble(root: Path, slugs: list[str] | None = None, booth: Path | None = No
             snapshot.build(fresh, root / ".cache" / "snapshot")
         for slug, manifest in chosen.items():
             _model(root / "models" / slug, manifest, fresh / "models" / slug)
+        compressed = root / ".cache" / "compressed"
+        _precompressed(fresh, compressed)
         _site_json(fresh, chosen)
-        _precompressed(fresh, root / ".cache" / "compressed")
+        _precompressed(fresh, compressed, ["site.json"])
         _swap(fresh, dist, old)
     return dist
 
@@ -161,7 +164,8 @@ def _model(folder: Path, manifest: Manifest, target: Path) -> None:
 
 
 def _site_json(fresh: Path, chosen: dict[str, Manifest]) -> None:
-    """Write site.json: the version, the models, and size and sha256 of every file but the models' own.
+    """Write site.json: the version, the models, what a first visit takes besides one of them, and size and sha256 of
+    every file but the models' own and the compressed copies.
 
     A model's files are listed by its manifest; the manifest itself is listed here.
     """
@@ -169,12 +173,14 @@ def _site_json(fresh: Path, chosen: dict[str, Manifest]) -> None:
         path
         for path in sorted(fresh.rglob("*"))
         if path.is_file() and (path.name == NAME or "models" not in path.relative_to(fresh).parts[:1])
+        if path.suffix not in compress.ENCODINGS
     ]
     site = {
         "version": __version__,
         "models": [
             {"slug": slug, "title": manifest.title, "bytes": model_bytes(manifest)} for slug, manifest in chosen.items()
         ],
+        "visit": budget.visit(fresh, [path.relative_to(fresh).as_posix() for path in listed]),
         "files": {
             path.relative_to(fresh).as_posix(): {"bytes": path.stat().st_size, "sha256": vendor.sha256_of(path)}
             for path in listed
@@ -183,11 +189,11 @@ def _site_json(fresh: Path, chosen: dict[str, Manifest]) -> None:
     (fresh / "site.json").write_text(json.dumps(site, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _precompressed(fresh: Path, cache: Path) -> None:
-    """Compressed copies of everything that shrinks."""
+def _precompressed(fresh: Path, cache: Path, names: list[str] | None = None) -> None:
+    """Compressed copies of everything that shrinks, or of the files ``names``."""
     files = {
         path: vendor.sha256_of(path)
-        for path in sorted(fresh.rglob("*"))
+        for path in (sorted(fresh.rglob("*")) if names is None else [fresh / name for name in names])
         if path.is_file() and compress.compressible(path)
     }
     compress.precompress(files, cache, place)

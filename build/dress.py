@@ -137,10 +137,10 @@ def command_line(address: str) -> str:
         "--hide-crash-restore-bubble",
         "--disable-pinch",
         "--overscroll-history-navigation=0",
-        "--disable-features=Translate",
+        "--disable-features=Translate,AutofillServerCommunication",
         "--disable-background-networking",
         "--disable-sync",
-        "--host-resolver-rules='MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'",
+        "'--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'",  # systemd wants all of a word in quotes.
     ]
     return " \\\n  ".join(["chromium", *options, address])
 

@@ -1,7 +1,7 @@
 """Compile web/kernels/ to WebAssembly with the C compiler of the `ziglang` package.
 
-``python build/kernels.py OUT`` writes four files into the folder OUT: ``relaxed.wasm`` and ``plain.wasm`` (with and
-without relaxed SIMD), each also as ``…-threads.wasm`` over shared memory, whose type a module must name in advance.
+``python build/kernels.py OUT`` writes two files into the folder OUT: ``alone.wasm``, and ``threads.wasm`` over shared
+memory, whose type a module must name in advance.
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ COMPILE = ["-target", "wasm32-freestanding", "-O3", "-g0", "-nostdlib", "-Wall",
 COMPILE += ["-mllvm", "-disable-lsr"]
 LINK = ["-Wl,--no-entry,--import-memory,--export=__stack_pointer,--export=__heap_base,--strip-all"]
 SHARED = ",--shared-memory,--max-memory=4294901760"  # 4 GiB less a page: the linker's number has 32 bits
-VARIANTS = {
-    "relaxed.wasm": (True, False),
-    "plain.wasm": (False, False),
-    "relaxed-threads.wasm": (True, True),
-    "plain-threads.wasm": (False, True),
-}
-"""File name → (relaxed SIMD, shared memory)."""
+VARIANTS = {"alone.wasm": "", "threads.wasm": SHARED}
+"""File name → what the linker is told of the memory."""
 
 
 class KernelsError(Exception):
@@ -37,7 +32,7 @@ class KernelsError(Exception):
 
 
 def build(target: Path, cache: Path | None = None) -> list[Path]:
-    """Write the four files into the folder ``target`` and return their paths.
+    """Write the files into the folder ``target`` and return their paths.
 
     With ``cache`` (a folder) they are compiled only if a source or the compiler changed since they were put there.
     Raises KernelsError if the compiler fails; no half-written file is left.
@@ -50,7 +45,9 @@ def build(target: Path, cache: Path | None = None) -> list[Path]:
         if not (kept / name).is_file():
             kept.mkdir(parents=True, exist_ok=True)
             _compile(name, kept)
-        shutil.copy2(kept / name, target / name)
+        partial = target / f".{name}.partial"
+        shutil.copy2(kept / name, partial)
+        partial.replace(target / name)  # never into the old file, which may be linked elsewhere, or be running
     return [target / name for name in VARIANTS]
 
 
@@ -64,13 +61,10 @@ def _fingerprint() -> str:
 
 
 def _compile(name: str, target: Path) -> Path:
-    relaxed, shared = VARIANTS[name]
     output, partial = target / name, target / f".{name}.partial"
-    command = [sys.executable, "-m", "ziglang", "cc", *COMPILE]
-    command.append(f"-mcpu={FEATURES}{'+relaxed_simd' if relaxed else ''}")
-    command += ["-DHB_RELAXED"] if relaxed else []
+    command = [sys.executable, "-m", "ziglang", "cc", *COMPILE, f"-mcpu={FEATURES}"]
     command += [str(path) for path in sorted(SOURCES.glob("*.c"))]
-    command += [LINK[0] + (SHARED if shared else ""), "-o", str(partial)]
+    command += [LINK[0] + VARIANTS[name], "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         partial.unlink(missing_ok=True)
@@ -81,7 +75,7 @@ def _compile(name: str, target: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the CPU kernels to WebAssembly.")
-    parser.add_argument("out", type=Path, help="folder that receives the four .wasm files")
+    parser.add_argument("out", type=Path, help="folder that receives the .wasm files")
     try:
         for path in build(parser.parse_args().out):
             print(f"{path}: {path.stat().st_size:,} bytes")

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from handbill.manifest import NAME, Manifest
 
-PIECE = 6 << 20
-"""Bytes of a file in one element; a multiple of 3, so that base64 needs no padding inside a file."""
+PIECE = 48 << 10
+"""Bytes of a file in one element. As base64 they are 64 Ki characters, the longest text that Chromium puts into
+one node; and a multiple of 3, so that base64 needs no padding inside a file."""
 
 MOST_BYTES = 400_000_000
 """Of a model. A browser holds the page's text and the model side by side; past this the tab is too large for many."""
@@ -28,8 +29,10 @@ MOST_BYTES = 400_000_000
 PAGE = ("licences/", "micropython/", "page.py", "pyscript/", "start.js")
 ENGINE = ("engine.py", "hash/", "kernels/", "models/", "pyodide/", "python.mjs", "sessions/", "tokenizers/")
 NOBODY = (
-    *("index.html", "icon.svg", "style.css", "store.js", "service.js", "ort/", "sessions/ort.js", "sessions/webgpu.js"),
-    *("sessions/cpu-loader.js", "sessions/cpu-pool.js", "kernels/plain-threads.wasm", "kernels/relaxed-threads.wasm"),
+    *("index.html", "icon.svg", "style.css", "store.js", "service.js", "holds.js", "inventory.js", "releases.js"),
+    *("fresh.html", "fresh.js"),
+    *("ort/", "sessions/graphics.js", "sessions/ort.js", "sessions/webgpu.js"),
+    *("sessions/cpu-loader.js", "sessions/cpu-pool.js", "kernels/threads.wasm"),
 )
 """Who needs what of dist/; the rest is small and goes to both. On file:// there are no threads, and ORT Web is left
 out: 14 MB and more for a model that our kernels run."""
@@ -90,7 +93,11 @@ def write(dist: Path, slug: str, target: Path) -> None:
 
 
 def _readers(dist: Path, manifest: Manifest) -> dict[str, list[str]]:
-    """Files of dist/ by who reads them, in the order they go in: Python before the weights."""
+    """Files of dist/ by who reads them, in the order they go in.
+
+    The engine's Python comes after the weights: booting beside the parser, it would be ready a second or two earlier
+    and the tab half the file's size larger meanwhile.
+    """
     readers: dict[str, list[str]] = {"page": [], "both": [], "engine": []}
     site = json.loads((dist / "site.json").read_text(encoding="utf-8"))
     graphs = manifest.graphs.values()
@@ -98,19 +105,20 @@ def _readers(dist: Path, manifest: Manifest) -> dict[str, list[str]]:
     ours = [name for name in ["site.json", *site["files"]] if not name.startswith((*NOBODY, "models/"))]
     for name in [*ours, *(f"models/{manifest.slug}/{entry}" for entry in model)]:
         readers["page" if name.startswith(PAGE) else "engine" if name.startswith(ENGINE) else "both"].append(name)
+    readers["engine"].sort(key=lambda name: not name.endswith(".bin"))
     return readers
 
 
 def _elements(name: str, reader: str, data: bytes) -> Iterator[str]:
-    """``data`` as elements that web/single/page.js takes: gzipped in one piece, weights in several as they are."""
-    label = f'<script type="application/octet-stream" data-reader="{reader}" data-name="{html.escape(name)}"'
-    end = "</script><script>single.take()</script>\n"
+    """``data`` as elements that web/single/page.js takes piece by piece: weights as they are, all else gzipped."""
+    attributes = f'data-reader="{reader}" data-name="{html.escape(name)}"'
     if not name.endswith(".bin"):
-        yield f"{label} data-gzip>{base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()}{end}"
-        return
+        attributes += f' data-unpacked="{len(data)}"'
+        data = gzip.compress(data, 9, mtime=0)
+    label = f'<script type="application/octet-stream" {attributes} data-total="{len(data)}">'
     for at in range(0, len(data), PIECE):
         piece = base64.b64encode(data[at : at + PIECE]).decode()
-        yield f'{label} data-at="{at}" data-total="{len(data)}">{piece}{end}'
+        yield f"{label}{piece}</script><script>single.take()</script>\n"
 
 
 def _content(dist: Path, name: str, slug: str) -> bytes:

@@ -7,10 +7,9 @@ adapter_config.json and adapter_model.safetensors; the library itself would brin
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from exporter.blocks import Blocks
 from exporter.checkpoint import Checkpoint, slug
 from exporter.errors import ExportError
+from exporter.json_file import read_json
 from exporter.weights import Weights, stamp_of
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -74,14 +74,8 @@ class Adapter:
             raise ExportError(f"{folder.name}: {TENSORS} holds nothing to merge.")
 
     def _config(self) -> dict[str, Any]:
-        path = self.folder / CONFIG
-        if not path.is_file():
-            raise ExportError(f"{self.folder} has no {CONFIG}; give the folder of a PEFT adapter.")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ExportError(f"{self.folder.name}: {CONFIG} is not JSON ({error}); copy it again.") from error
-        kind = config.get("peft_type") if isinstance(config, dict) else None
+        config = read_json(self.folder / CONFIG, "give the folder of a PEFT adapter.")
+        kind = config.get("peft_type")
         if kind != "LORA":
             raise ExportError(f"{self.folder.name} is an adapter of type {kind}; only LORA is supported.")
         for key, what in _UNSUPPORTED.items():
@@ -98,18 +92,23 @@ def _pattern(patterns: dict[str, float], name: str, default: float) -> Any:
     return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
 
 
+def refuse_misfit(adapter: Adapter, shape: Callable[[str], tuple[int, ...]]) -> None:
+    """Raise ExportError for an adapter whose pairs have not the ``shape`` of the model's parameters."""
+    for name, pair in adapter.pairs.items():
+        wanted, own = shape(name), (pair.b.shape[0], pair.a.shape[1])
+        if wanted != own:
+            raise ExportError(
+                f"{adapter.folder.name} is for another model: its {name} is {own}, the checkpoint's {wanted}."
+            )
+
+
 class Adapted:
     """Weights with adapters merged into them. What no adapter touches stays as it is, exact blocks too."""
 
     def __init__(self, base: Weights, adapters: Sequence[Adapter]) -> None:
         self.base, self.adapters = base, adapters
         for adapter in adapters:
-            for name, pair in adapter.pairs.items():
-                wanted, shape = base.shape(name), (pair.b.shape[0], pair.a.shape[1])
-                if wanted != shape:
-                    raise ExportError(
-                        f"{adapter.folder.name} is for another model: its {name} is {shape}, the checkpoint's {wanted}."
-                    )
+            refuse_misfit(adapter, base.shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.base.shape(name)
@@ -125,6 +124,17 @@ class Adapted:
     def blocks(self, name: str) -> Blocks | None:
         touched = any(name in adapter.pairs for adapter in self.adapters)
         return None if touched else self.base.blocks(name)
+
+    def refuse_unused(self, parameters: Collection[str], aliases: Collection[str]) -> None:
+        self.base.refuse_unused(parameters, aliases)
+        for adapter in self.adapters:
+            for name in sorted(adapter.pairs.keys() - set(parameters)):
+                raise ExportError(
+                    f"{adapter.folder.name} changes {name}, which in this model is its embedding too (they are tied): "
+                    "merged, it would change both. Train an adapter without it."
+                    if name in aliases
+                    else f"{adapter.folder.name} is for another model: this one has no {name}."
+                )
 
     def stamp(self) -> object:
         parts = [

@@ -7,7 +7,7 @@ or the up projection before a down projection. s = magnitude^alpha, with the alp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Scaled:
     def blocks(self, name: str) -> Blocks | None:
         touched = name in self.columns or name in self.rows
         return None if touched else self.base.blocks(name)
+
+    def refuse_unused(self, parameters: Collection[str], aliases: Collection[str]) -> None:
+        self.base.refuse_unused(parameters, aliases)
 
     def stamp(self) -> object:
         return self.base.stamp()

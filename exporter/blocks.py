@@ -26,7 +26,8 @@ class Blocks:
     ``scales`` is float16 [rows, superblocks] and ``scale_factors`` (uint8 or int8 [rows, blocks]) has the integers, and
     likewise ``minima`` with ``minimum_factors``; the product needs more bits than float16 has.
 
-    ``method`` says how the codes were found; ``error`` is the largest absolute difference from the source weights.
+    ``method`` says how the codes were found; ``error`` is the largest absolute difference from the source weights, once
+    they were measured (streamed.py).
     """
 
     bits: int
@@ -74,14 +75,14 @@ class Blocks:
 
     def dequantize(self) -> Tensor:
         """The weights that every runtime computes with, float32 [rows, columns]."""
-        codes = (unpack_nibbles(self.codes) if self.bits == 4 else self.codes).float()
+        weights = (unpack_nibbles(self.codes) if self.bits == 4 else self.codes).float()
         scales, minima = self.block_scales().unsqueeze(-1), self.block_minima()
         if minima is not None:
-            weights = (codes - self.shift) * scales + minima.unsqueeze(-1)
+            weights.sub_(self.shift).mul_(scales).add_(minima.unsqueeze(-1))
         elif self.zeros is not None:
-            weights = (codes - self.zeros.float().unsqueeze(-1)) * scales
+            weights.sub_(self.zeros.float().unsqueeze(-1)).mul_(scales)
         else:
-            weights = (codes - (1 << (self.bits - 1))) * scales
+            weights.sub_(1 << (self.bits - 1)).mul_(scales)
         return weights.flatten(1)[:, : self.columns]
 
     def take_rows(self, index: Tensor | slice) -> Blocks:
@@ -124,14 +125,22 @@ def stack(parts: list[Blocks]) -> Blocks | None:
     return replace(first, **present, error=max(part.error for part in parts))
 
 
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes as Blocks have them: float [..., n], whole numbers → uint8 [..., n · bits / 8]."""
+    # By way of int8, to which torch converts five times as fast as to uint8.
+    return codes.to(torch.uint8) if bits == 8 else pack_nibbles(codes.to(torch.int8).view(torch.uint8))
+
+
 def pack_nibbles(codes: Tensor) -> Tensor:
     """uint8 [..., n] of 4-bit codes → uint8 [..., n / 2], the first of each pair in the lower nibble."""
-    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).contiguous()
+    pairs = codes.contiguous().view(torch.int16)  # the second code times 256, plus the first: half the time of slices
+    return (pairs | (pairs >> 4)).to(torch.uint8)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
     """The inverse of pack_nibbles: uint8 [..., n / 2] → uint8 [..., n]."""
-    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+    pairs = packed.to(torch.int16)
+    return ((pairs & 0x0F) | ((pairs & 0xF0) << 4)).view(torch.uint8)
 
 
 def pack_zeros(zeros: Tensor, bits: int) -> Tensor:
@@ -162,17 +171,16 @@ def round_to_nearest(weights: Tensor, bits: int) -> Blocks:
         high = padded.amax(-1, keepdim=True).clamp(min=0)
         scales = ((high - low) / top).clamp(min=tiny).half()
         zeros = (-low / scales.float()).round().clamp(0, top)
-    codes = (padded / scales.float()).round_().add_(zeros).clamp_(0, top).to(torch.uint8)
-    result = Blocks(
+    codes = (padded / scales.float()).round_().add_(zeros).clamp_(0, top)
+    return Blocks(
         bits=bits,
         columns=columns,
-        codes=codes if bits == 8 else pack_nibbles(codes),
+        codes=pack(codes, bits),
         scales=scales.squeeze(-1),
         minima=None,
         zeros=None if bits == 8 else zeros.to(torch.uint8).squeeze(-1),
         method=f"round to nearest, {bits} bit",
     )
-    return replace(result, error=float((result.dequantize() - weights).abs().max()))
 
 
 def round_symmetric(weights: Tensor) -> Blocks:
@@ -184,10 +192,14 @@ def round_symmetric(weights: Tensor) -> Blocks:
     blocks = -(-columns // BLOCK_SIZE)
     weights = weights.detach().float()
     padded = torch.nn.functional.pad(weights, (0, blocks * BLOCK_SIZE - columns)).view(rows, blocks, BLOCK_SIZE)
-    largest = padded.gather(-1, padded.abs().argmax(-1, keepdim=True))
+    low, high = padded.amin(-1, keepdim=True), padded.amax(-1, keepdim=True)
+    largest = torch.where(high > -low, high, low)
+    tied = (high == -low).squeeze(-1)
+    if tied.any():  # the first of them counts; argmax of all blocks would take as long as everything else here
+        parts = padded[tied]
+        largest[tied] = parts.gather(-1, parts.abs().argmax(-1, keepdim=True))
     scales = (largest / -8).half()
     tiny = torch.finfo(torch.float16).smallest_normal
     scales = torch.where(scales.abs() < tiny, torch.full_like(scales, tiny), scales)
-    codes = (padded / scales.float()).round_().add_(8).clamp_(0, 15).to(torch.uint8)
-    made = Blocks(4, columns, pack_nibbles(codes), scales.squeeze(-1), None, None, "round to nearest, symmetric, 4 bit")
-    return replace(made, error=float((made.dequantize() - weights).abs().max()))
+    codes = pack((padded / scales.float()).round_().add_(8).clamp_(0, 15), 4)
+    return Blocks(4, columns, codes, scales.squeeze(-1), None, None, "round to nearest, symmetric, 4 bit")

@@ -24,16 +24,19 @@ SHORTEST = 256
 """Tokens that a calibration text has at least; statistics of fewer would be fitted to noise."""
 
 
-def sequences(ids: Sequence[int], length: int) -> Tensor:
+def sequences(ids: Sequence[int], length: int, first: Sequence[int] = ()) -> Tensor:
     """The text as int64 [sequences, length], its remainder left out; one that is too short is repeated to ``length``.
 
-    Raises ExportError for a text of fewer than SHORTEST tokens.
+    Each begins with the tokens ``first``, as each is read by itself. Raises ExportError for a text of fewer than
+    SHORTEST tokens.
     """
     if len(ids) < SHORTEST:
         raise ExportError(f"The calibration text has {len(ids)} tokens; give one of several thousand.")
+    length -= len(first)
     count = max(1, min(TOKENS, len(ids)) // length)
     repeated = list(ids) * -(-length // len(ids))
-    return torch.tensor(repeated[: count * length]).view(count, length)
+    rows = torch.tensor(repeated[: count * length]).view(count, length)
+    return torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), rows], 1)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from transformers import (
     PretrainedConfig,
 )
 
-from exporter import fetch, recipes
-from exporter.errors import ExportError
+from exporter import fetch, greedy, recipes
+from exporter.errors import ExportError, first_line
 from exporter.gguf_config import config_of
 from exporter.gguf_file import GGUFFile, GGUFWeights
-from exporter.gguf_tokenizer import build_tokenizer
+from exporter.gguf_tokenizer import adds_bos, build_tokenizer, end_ids
 from exporter.support import read_config, refuse_unsupported
 from exporter.weights import Safetensors, Weights
 from handbill.manifest import Generation, Source
@@ -28,7 +28,10 @@ _LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "license.tx
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint: everything about a model but its weights, which are read from ``weights`` one at a time."""
+    """An opened checkpoint: everything about a model but its weights, which are read from ``weights`` one at a time.
+
+    ``adds_bos``: the tokenizer is one that puts ``bos_token`` before a text by itself.
+    """
 
     slug: str
     title: str
@@ -38,11 +41,36 @@ class Checkpoint:
     config: PretrainedConfig
     tokenizer: Tokenizer
     bos_token: str
+    adds_bos: bool
     eos_token: str
     eos_ids: list[int]
     chat_template: str
     generation: Generation
     weights: Weights = field(repr=False)
+
+    @property
+    def beginning(self) -> str:
+        """What every prompt of a page begins with, and so what is measured: BOS, or nothing.
+
+        A base model's always does; a chat's where its template writes what its tokenizer would add. (SmolLM2's BOS
+        begins each turn, and its tokenizer adds none.) Raises ExportError for a template that fails.
+        """
+        if not self.chat_template:
+            return self.bos_token
+        if not self.adds_bos:
+            return ""
+        (prompt, *_) = greedy.texts(self.chat_template, self.special_tokens)
+        return self.bos_token if prompt.startswith(self.bos_token) else ""
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """What a chat template may write, by the names it has there."""
+        return {"bos_token": self.bos_token, "eos_token": self.eos_token}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text`` behind ``beginning``."""
+        ids: list[int] = self.tokenizer.encode(self.beginning + text, add_special_tokens=False).ids
+        return ids
 
 
 def open_checkpoint(name: str, cache: Path) -> Checkpoint:
@@ -53,7 +81,8 @@ def open_checkpoint(name: str, cache: Path) -> Checkpoint:
     """
     path = Path(name)
     if path.is_file():
-        return _from_gguf(path, Source("gguf", path.name, fetch.sha256(path)), None, "")
+        found = open_gguf(path)  # refused, if at all, before gigabytes are read for a hash
+        return replace(found, source=replace(found.source, revision=fetch.sha256(path)))
     if path.is_dir():
         return _from_folder(path, Source("folder", path.resolve().name, ""), None)
     recipe = recipes.find(name)
@@ -84,17 +113,12 @@ def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) ->
     config = read_config(folder)
     refuse_unsupported(config)
     if not list(folder.glob("*.safetensors")):
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        if pickles:
-            raise ExportError(
-                f"{folder.name} holds its weights only as pickles ({pickles[0].name}), which can run code when read; "
-                "convert them to safetensors first."
-            )
+        fetch.refuse_pickles(folder.name, [path.name for path in folder.iterdir()])
         raise ExportError(f"{folder.name} holds no .safetensors file; it is not a whole checkpoint.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ExportError(f"{folder.name} has no tokenizer that can be read ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # the Rust library raises nothing narrower for a tokenizer.json that it cannot read
+        raise ExportError(f"{folder.name} has no tokenizer that can be read ({first_line(error)}).") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ExportError(f"{folder.name} has no fast tokenizer; a tokenizer.json is needed.")
     try:
@@ -105,30 +129,51 @@ def _from_folder(folder: Path, source: Source, recipe: recipes.Recipe | None) ->
     eos_ids = [ends] if isinstance(ends, int) else list(ends or [])
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in eos_ids:
         eos_ids.append(tokenizer.eos_token_id)
-    licence_text = next((path.read_text("utf-8") for n in _LICENCE_FILES if (path := folder / n).is_file()), "")
-
+    declared, licence_text = licence_of(folder)
     return Checkpoint(
         slug=recipe.name if recipe else slug(source.name),
         title=recipe.title if recipe else source.name,
         source=source,
-        licence=recipe.licence if recipe else _declared_licence(folder),
+        licence=recipe.licence if recipe else declared,
         licence_text=licence_text,
         config=config,
         tokenizer=tokenizer.backend_tokenizer,
         bos_token=tokenizer.bos_token or "",
+        adds_bos=tokenizer.bos_token_id in tokenizer.backend_tokenizer.encode("a").ids[:1],
         eos_token=tokenizer.eos_token or "",
         eos_ids=eos_ids,
-        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else "",
+        chat_template=_template(tokenizer.chat_template, folder.name),
         generation=_generation(defaults),
         weights=Safetensors(folder),
     )
 
 
-def _declared_licence(folder: Path) -> str:
-    """The licence that a model card's front matter declares, or "unknown"."""
+def _template(found: str | dict[str, str] | None, folder: str) -> str:
+    """The chat template, of several with names the one for ordinary conversations; "" for none."""
+    if isinstance(found, dict):
+        if "default" not in found:
+            raise ExportError(f"{folder} has chat templates named {', '.join(found)}, and none named default.")
+        return found["default"]
+    return found or ""
+
+
+def licence_of(folder: Path) -> tuple[str, str]:
+    """(the licence that a model card's front matter declares, or "unknown"; its text, "" if the folder has none)."""
     card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)", card.read_text("utf-8"), re.MULTILINE) if card.is_file() else None
-    return found[1] if found else "unknown"
+    head = _text(card) if card.is_file() else ""
+    found: dict[str, str] = dict(re.findall(r"^(license|license_name):\s*[\"']?([^\s\"']+)", head, re.MULTILINE))
+    text = next((_text(path) for name in _LICENCE_FILES if (path := folder / name).is_file()), "")
+    name = found.get("license", "unknown")
+    return found.get("license_name", name) if name == "other" else name, text
+
+
+def _text(path: Path) -> str:
+    """A text that people wrote: UTF-8, or what older editors save, of which no byte is wrong."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
 
 
 def _generation(defaults: Any) -> Generation:
@@ -148,12 +193,11 @@ def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licenc
     refuse_unsupported(config)
     tokens = file.value("tokenizer.ggml.tokens")
 
-    def token(key: str) -> tuple[int | None, str]:
+    def token(key: str) -> str:
         index = file.value(f"tokenizer.ggml.{key}")
-        return (None, "") if index is None else (int(index), tokens[int(index)])
+        return "" if index is None else str(tokens[int(index)])
 
-    eos_ids = [i for key in ("eos_token_id", "eot_token_id") if (i := token(key)[0]) is not None]
-
+    chat_template = file.value("tokenizer.chat_template", "")
     return Checkpoint(
         slug=recipe.name if recipe else slug(path.name),
         title=recipe.title if recipe else file.value("general.name", path.stem),
@@ -162,10 +206,12 @@ def _from_gguf(path: Path, source: Source, recipe: recipes.Recipe | None, licenc
         licence_text=licence_text,
         config=config,
         tokenizer=build_tokenizer(file),
-        bos_token=token("bos_token_id")[1],
-        eos_token=token("eos_token_id")[1],
-        eos_ids=sorted(set(eos_ids)),
-        chat_template=file.value("tokenizer.chat_template", ""),
+        # A page puts a base model's before every text.
+        bos_token=token("bos_token_id") if chat_template or adds_bos(file) else "",
+        adds_bos=adds_bos(file),
+        eos_token=token("eos_token_id"),
+        eos_ids=end_ids(file),
+        chat_template=chat_template,
         generation=(recipe.generation if recipe else None) or Generation(),
         weights=GGUFWeights(file, config),
     )

@@ -46,6 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="merge a PEFT LoRA adapter (its folder) before quantization; may be given several times",
     )
     parser.add_argument(
+        "--adapters",
+        default="",
+        metavar="[NAME=]PATH,…",
+        help="put PEFT LoRA adapters (their folders) beside the quantized weights, for the page to switch between; "
+        "each is called after its folder, or NAME",
+    )
+    parser.add_argument(
         "--context",
         type=int,
         default=0,
@@ -103,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--budget chooses the bits of each matrix; leave --bits away")
     try:
         if options.list or options.plan:
-            _say(options.model if options.plan else None, options.context)
+            _say(options)
             return 0
         export(**{name: value for name, value in vars(options).items() if name not in ("list", "plan")})
     except ExportError as error:
@@ -124,12 +131,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _say(plan: str | None, context: int) -> None:
+def _say(options: argparse.Namespace) -> None:
     """Print the plan of one model, or the list of all."""
     # Not at the top: torch and transformers take seconds to import, and --help needs neither.
     from exporter.listing import listed, planned
+    from exporter.quantize import Choice
 
-    for line in listed() if plan is None else [planned(plan, context)]:
+    choice = Choice(options.quant, options.bits, options.budget)
+    plan = options.plan and options.model
+    for line in [planned(options.model, options.context, options.adapters, choice)] if plan else listed():
         print(line, flush=True)
 
 
@@ -139,6 +149,7 @@ def export(
     cache: Path,
     *,
     adapter: Sequence[str] = (),
+    adapters: str = "",
     context: int = 0,
     quant: str = "",
     bits: int = 0,
@@ -152,25 +163,29 @@ def export(
     The parameters are the command's options, 0, "" and None where one was not given. A run that was stopped leaves
     ``output``/.<slug>.partial/, and the next one goes on from its last whole stage.
     """
+    from exporter import branches
     from exporter.adapter import adapt, parse
     from exporter.certificate import Demands
     from exporter.checkpoint import open_checkpoint
     from exporter.context import context_of
     from exporter.pipeline import build
     from exporter.quantize import CALIBRATION, Choice
+    from exporter.stages import alone
 
     choice = Choice(quant, bits, budget, calibration or CALIBRATION)
     demands = Demands(gate, certificate == "full")
     started = time.monotonic()
+    switched = branches.parse(adapters) if adapters else []
     checkpoint = adapt(open_checkpoint(model, cache), [parse(each) for each in adapter])
     tokens = context_of(checkpoint.config, context)
     print(f"{checkpoint.title}: {checkpoint.source.kind} {checkpoint.source.name}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     target, partial = output / checkpoint.slug, output / f".{checkpoint.slug}.partial"
-    manifest, whole = build(checkpoint, choice, demands, tokens, partial)
-    (whole / NAME).write_text(manifest.to_json(), encoding="utf-8")
-    _put_in_place(whole, target)
-    shutil.rmtree(partial, ignore_errors=True)
+    with alone(partial):
+        manifest, whole = build(checkpoint, choice, demands, tokens, partial, switched)
+        (whole / NAME).write_text(manifest.to_json(), encoding="utf-8")
+        _put_in_place(whole, target)
+        shutil.rmtree(partial, ignore_errors=True)
     size = sum(file.bytes for file in manifest.files)
     print(
         f"{target}: {size / 1e6:.1f} MB, {manifest.quantization.bits_per_weight:.2f} bits a weight, "

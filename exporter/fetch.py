@@ -86,11 +86,37 @@ def _join(package: Package, wheels: Sequence[Path], target: Path) -> None:
 
 
 def from_hub(repository: str, check: Callable[[Path], None]) -> tuple[Path, str]:
-    """(folder, commit) of a Hub repository; ``check`` sees its config.json before any weights are asked for."""
+    """(folder, commit) of a Hub repository; ``check`` sees its config.json before any weights are asked for.
+
+    Raises ExportError where it cannot be had, or has its weights in another form than safetensors.
+    """
     check(config_from_hub(repository))
+    refuse_pickles(repository, _names(repository))
     # Some repositories (Mistral's) hold all weights a second time under this name, in another layout.
     folder = _snapshot(repository, _WANTED, ignore_patterns=["consolidated*"])
     return folder, folder.name
+
+
+def refuse_pickles(holder: str, names: Sequence[str]) -> None:
+    """Raise ExportError where of the files ``names`` of a checkpoint only pickles can be its weights."""
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ExportError(
+            f"{holder} holds its weights only as pickles ({min(pickles)}), which can run code when read, so they are "
+            "not. Convert them once: load the model with transformers' AutoModelForCausalLM.from_pretrained, "
+            "save_pretrained it and its tokenizer into a folder, and pass that."
+        )
+
+
+def _names(repository: str) -> list[str]:
+    """The files of a Hub repository; none where the Hub does not say, as for one that an earlier download left here."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().list_repo_files(repository)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return []
 
 
 def config_from_hub(repository: str) -> Path:

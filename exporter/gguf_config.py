@@ -7,6 +7,7 @@ transformers has a table of its own, which lacks half of these and drops soft-ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,11 @@ _COMMON = {
 }
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _SHORT_CONTEXT = {"rope.scaling.original_context_length": "original_max_position_embeddings"}
+_YARN = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,7 @@ ARCHITECTURES = {
         head_dim=False,
     ),
     "olmo2": Architecture("olmo2", head_dim=False),
-    "stablelm": Architecture(
-        "stablelm", {"use_parallel_residual": "use_parallel_residual"}, head_dim=False, partial=True
-    ),
+    "stablelm": Architecture("stablelm", head_dim=False, partial=True),
 }
 """By the name in ``general.architecture``. Mistral, TinyLlama and SmolLM 1 and 2 call themselves llama."""
 
@@ -135,6 +139,9 @@ def config_of(file: Any) -> PretrainedConfig:
         raise ExportError(f"{file.path.name}: rotary over {rotary} of {head_dim} channels of a head is not supported.")
     if kind.model_type == "gemma2" or kind.model_type == "gemma3_text":
         settings["query_pre_attn_scalar"] = _gemma_scale(settings, head_dim)
+    if kind.model_type == "stablelm":
+        # As llama.cpp tells: its converter writes True where config.json has nothing, which means False there.
+        settings["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in tensors
     settings |= {key: bias in tensors for key, bias in _BIASES.items()}
     settings["pad_token_id"] = 0  # nothing is padded, but torch wants it inside the vocabulary
     scaling = _rope_scaling(file, name, settings, rotary)
@@ -166,16 +173,35 @@ def _rope_scaling(file: Any, name: str, settings: Mapping[str, Any], rotary: int
     """rope_scaling as transformers has it, or None; a type we do not support is refused later, by its name."""
     kind = file.value(f"{name}.rope.scaling.type", "none")
     if "rope_factors_long.weight" in file.tensors:
-        return {
-            "type": "longrope",
-            "long_factor": file.tensors["rope_factors_long.weight"].data.tolist(),
-            "short_factor": file.tensors["rope_factors_short.weight"].data.tolist(),
-        }
+        return _longrope(file, name, settings, rotary)
     if "rope_freqs.weight" in file.tensors:
         return _llama3(file, settings, rotary)
     if kind == "none":
         return None
-    return {"rope_type": kind, "factor": file.value(f"{name}.rope.scaling.factor", 1.0)}
+    found = {"rope_type": kind, "factor": file.value(f"{name}.rope.scaling.factor", 1.0)}
+    for key, setting in _YARN.items() if kind == "yarn" else ():
+        if (value := file.value(f"{name}.rope.scaling.{key}")) is not None:
+            found[setting] = value
+    return found
+
+
+def _longrope(file: Any, name: str, settings: Mapping[str, Any], rotary: int) -> dict[str, Any]:
+    """Phi-3's scaling. By how much it sharpens attention follows from the two contexts, and is checked where stored."""
+    factors = {}
+    for kind in ("long", "short"):
+        tensor = file.tensors.get(f"rope_factors_{kind}.weight")
+        factors[f"{kind}_factor"] = [] if tensor is None else tensor.data.tolist()
+    original = settings.get("original_max_position_embeddings", 0)
+    longer = settings["max_position_embeddings"] / original if original else 0.0
+    sharper = math.sqrt(1 + math.log(longer) / math.log(original)) if longer > 1 else 1.0
+    stored = file.value(f"{name}.rope.scaling.attn_factor", sharper)
+    whole = all(len(each) == rotary // 2 for each in factors.values())
+    if name == "phi3" and original and whole and math.isclose(stored, sharper, rel_tol=1e-5):
+        return {"type": "longrope", **factors}
+    raise ExportError(
+        f"{file.path.name} scales its rotary frequencies in a way that is not Phi-3's longrope "
+        "(rope_factors_long.weight, rope.scaling.attn_factor); pass the original checkpoint's folder instead."
+    )
 
 
 def _llama3(file: Any, settings: Mapping[str, Any], rotary: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that it adds to Gemma's norms. gguf_config.py says where.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from exporter import gguf_blocks
 from exporter.blocks import Blocks
 from exporter.errors import ExportError
 from exporter.gguf_config import architecture_of
-from exporter.weights import stamp_of
+from exporter.weights import stamp_of, unused
 
 READABLE = (*gguf_blocks.EXACT, "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "F16", "BF16", "F32")
 """ggml's types that can be read: the exact ones, and those whose weights are rounded anew."""
+
+_CONFIGURED = re.compile(r"^rope_(freqs|factors_long|factors_short)\.weight$|attn_rot_embd\.")
+"""Tensors that are no parameters: what gguf_config.py reads, and rotary frequencies of old converters."""
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 """How llama.cpp names the files of a model that it split."""
@@ -111,12 +115,22 @@ class GGUFWeights:
         found = self._find(name)
         return GGUFTensor(found.name, found.tensor_type.name, found.data[:1]).blocks(None)
 
+    def refuse_unused(self, parameters: Collection[str], aliases: Collection[str]) -> None:  # noqa: ARG002
+        known = {self._stored(name) for name in parameters}
+        left = sorted(name for name in self.file.tensors if name not in known and not _CONFIGURED.search(name))
+        if left:
+            raise unused(self.file.path.name, left)
+
     def stamp(self) -> object:
         return stamp_of(self.file.paths)
 
-    def _find(self, name: str) -> Any:
+    def _stored(self, name: str) -> str:
+        """The tensor's name in the file."""
         base, _, suffix = name.rpartition(".")
-        tensor = self.file.tensors.get(f"{self._names.get_name(base)}.{suffix}")
+        return f"{self._names.get_name(base)}.{suffix}"
+
+    def _find(self, name: str) -> Any:
+        tensor = self.file.tensors.get(self._stored(name))
         if tensor is None:
             raise ExportError(f"{self.file.path.name} has no tensor for {name}; it is not a whole model.")
         return tensor
@@ -128,6 +142,17 @@ class GGUFWeights:
             return None
         heads = self.config.num_attention_heads if part == "q_proj" else self.config.num_key_value_heads
         return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+
+
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """gguf's own, over a plain array: it looks at every string of a tokenizer through several memmaps of its own, whose
+    making took a sixth of an export of SmolLM2."""
+
+    def _get(self, *arguments: Any, **keywords: Any) -> Any:
+        data: Any = self.data  # type: ignore[has-type]
+        if isinstance(data, np.memmap):
+            self.data = np.asarray(data)
+        return super()._get(*arguments, **keywords)
 
 
 def _parts(path: Path, count: int) -> list[Path]:
@@ -143,7 +168,7 @@ def _parts(path: Path, count: int) -> list[Path]:
 def _open(path: Path) -> Any:
     _check_header(path)
     try:
-        reader: Any = gguf.GGUFReader(path)
+        reader: Any = _Reader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise ExportError(
             f"{path.name} is damaged or was not downloaded whole ({str(error).splitlines()[0]}); download it again."

@@ -17,6 +17,9 @@ from exporter.gguf_pre_tokenizers import PRE_TOKENIZERS
 
 # ggml's token types (llama.cpp, llama_token_type).
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+_ENDS = frozenset({"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>"})
+"""llama-vocab.cpp's, but for ``<|endoftext|>``, which ends a document: it counts where the metadata names it."""
+
 _SPACE = "\u2581"
 """What SentencePiece writes for a space."""
 
@@ -53,6 +56,27 @@ def build_tokenizer(file: Any) -> Tokenizer:
         ]
     )
     return tokenizer
+
+
+def end_ids(file: Any) -> list[int]:
+    """The tokens that end an answer: those that the metadata names, and those that llama.cpp knows by their text.
+
+    A chat's end of turn is often there under its text alone (Phi-3's ``<|end|>``: its eos is ``<|endoftext|>``).
+    """
+    kinds = file.value("tokenizer.ggml.token_type")
+    named = [file.value(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    by_text = [
+        index
+        for index, token in enumerate(file.value("tokenizer.ggml.tokens"))
+        if token in _ENDS and kinds[index] in (CONTROL, USER_DEFINED)
+    ]
+    return sorted({*by_text, *(int(index) for index in named if index is not None)})
+
+
+def adds_bos(file: Any) -> bool:
+    """Whether BOS goes before a text: as the metadata says, else as llama.cpp does by the kind of tokenizer."""
+    by_kind = file.value("tokenizer.ggml.model") == "llama" or file.value("tokenizer.ggml.pre") == "llama-bpe"
+    return bool(file.value("tokenizer.ggml.add_bos_token", by_kind))
 
 
 def _tokens(file: Any) -> list[str]:

@@ -34,7 +34,7 @@ class Compensation:
         grid = search(split(weights), bits, split(self.importance[None]))
         codes = grid.zeros.unsqueeze(-1).repeat(1, 1, BLOCK_SIZE)
         codes.flatten(1)[:, : weights.shape[1]] = self.codes(weights, grid)
-        return grid.pack(codes, weights, "GPTQ")
+        return grid.pack(codes, weights.shape[1], "GPTQ")
 
     def codes(self, weights: Tensor, grid: Grid) -> Tensor:
         """Codes float32 [rows, columns] of ``weights`` on ``grid``, by the paper's algorithm 1."""

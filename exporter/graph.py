@@ -22,6 +22,11 @@ INLINE_BYTES = 256
 
 CONTRIB = "com.microsoft"
 
+_WITH_SKIP = {
+    "SimplifiedLayerNormalization": "SkipSimplifiedLayerNormalization",
+    "LayerNormalization": "SkipLayerNormalization",
+}
+
 
 def load(path: Path) -> Any:
     """The ModelProto at ``path``, its external tensors left on disk."""
@@ -61,7 +66,7 @@ def tidy(model: Any) -> None:
             initializers[output] = _reshaped(initializers[node.input[0]], initializers[node.input[1]], output)
         else:
             kept.append(node)
-    _replace_nodes(graph, kept)
+    replace_nodes(graph, kept)
     used = {name for node in kept for name in node.input}
     del graph.initializer[:]
     graph.initializer.extend(tensor for name, tensor in initializers.items() if name in used)
@@ -80,7 +85,7 @@ def _reshaped(tensor: Any, shape: Any, name: str) -> Any:
 
 
 def fuse_residual_norms(model: Any) -> None:
-    """Add → SimplifiedLayerNormalization becomes SkipSimplifiedLayerNormalization, which hands on the sum as well."""
+    """Add → (Simplified)LayerNormalization becomes its Skip form, which hands on the sum as well."""
     graph = model.graph
     producers = {output: node for node in graph.node for output in node.output}
     initializers = {tensor.name for tensor in graph.initializer}
@@ -91,22 +96,22 @@ def fuse_residual_norms(model: Any) -> None:
             readers.setdefault(name, []).append(node)
     fused = set()
     for node in graph.node:
-        if node.op_type != "SimplifiedLayerNormalization":
+        if node.op_type not in _WITH_SKIP:
             continue
         add = producers.get(node.input[0])
         if add is None or add.op_type != "Add" or any(name in initializers for name in add.input):
             continue
-        total, weight, normed = node.input[0], node.input[1], node.output[0]
+        total, weights, normed = node.input[0], node.input[1:], node.output[0]
         if any(order[id(reader)] < order[id(node)] for reader in readers[total] if reader is not node):
             continue  # the sum is read before the norm runs
         epsilon = attributes(node)["epsilon"]
-        node.op_type, node.domain = "SkipSimplifiedLayerNormalization", CONTRIB
+        node.op_type, node.domain = _WITH_SKIP[node.op_type], CONTRIB
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("epsilon", epsilon))
-        node.input[:] = [add.input[0], add.input[1], weight]
+        node.input[:] = [*add.input, *weights]
         node.output[:] = [normed, "", "", total]
         fused.add(id(add))
-    _replace_nodes(graph, [node for node in graph.node if id(node) not in fused])
+    replace_nodes(graph, [node for node in graph.node if id(node) not in fused])
 
 
 def set_accuracy_level(model: Any, level: int) -> None:
@@ -261,7 +266,7 @@ def sum_form(model: Any, bits: tuple[int, ...] = (4, 8)) -> int:
         node.output[0] = f"{output}.product"
         rewritten += [node, helper.make_node("Add", [f"{output}.product", f"{output}.corrected"], [output])]
     if count:
-        _replace_nodes(graph, rewritten)
+        replace_nodes(graph, rewritten)
         present = {tensor.name for tensor in graph.initializer}
         graph.initializer.extend(
             numpy_helper.from_array(value, name) for name, value in made.items() if name not in present
@@ -278,7 +283,8 @@ def _float_zero_points(graph: Any) -> set[str]:
     return found
 
 
-def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+def replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    """Make ``nodes`` the nodes of ``graph``; they may be its own."""
     copies = []
     for node in nodes:
         copy = onnx.NodeProto()

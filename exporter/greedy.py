@@ -37,16 +37,23 @@ _DATE = datetime(2025, 1, 1)
 """For templates that write the date: the same export has to give the same certificate on another day."""
 
 
-def prompts(tokenizer: Tokenizer, template: str, special_tokens: dict[str, str]) -> list[list[int]]:
-    """Token ids of PROMPTS, through the chat template where the model has one."""
+def texts(template: str, special_tokens: dict[str, str]) -> list[str]:
+    """What a page asks for each of PROMPTS: through the chat ``template``, or behind BOS where there is none.
+
+    Raises ExportError for a template that fails.
+    """
     if not template:
-        return [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+        return [special_tokens["bos_token"] + prompt for prompt in PROMPTS]
     try:
         chat = ChatTemplate(template, special_tokens, lambda: _DATE)
-        texts = [chat.render([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+        return [chat.render([{"role": "user", "content": prompt}]) for prompt in PROMPTS]
     except ChatError as error:
         raise ExportError(str(error)) from error
-    return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def prompts(tokenizer: Tokenizer, template: str, special_tokens: dict[str, str]) -> list[list[int]]:
+    """Token ids of ``texts``."""
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts(template, special_tokens)]
 
 
 def answers(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from exporter.blocks import BLOCK_SIZE, Blocks, pack_nibbles
+from exporter.blocks import BLOCK_SIZE, Blocks, pack
 
 MIDDLE = 128
 """The zero point of every 8-bit block; it is not stored."""
@@ -42,19 +42,17 @@ class Grid:
         block = slice(index // BLOCK_SIZE, index // BLOCK_SIZE + 1)
         return Grid(self.bits, self.scales[:, block], self.zeros[:, block])
 
-    def pack(self, codes: Tensor, weights: Tensor, method: str) -> Blocks:
-        """Blocks of ``codes`` [rows, blocks, 32], found for ``weights`` [rows, columns] by ``method``."""
-        whole = codes.to(torch.uint8)
-        result = Blocks(
+    def pack(self, codes: Tensor, columns: int, method: str) -> Blocks:
+        """Blocks of ``codes`` [rows, blocks, 32], found for weights [rows, columns] by ``method``."""
+        return Blocks(
             bits=self.bits,
-            columns=weights.shape[1],
-            codes=whole if self.bits == 8 else pack_nibbles(whole),
+            columns=columns,
+            codes=pack(codes, self.bits),
             scales=self.scales.half(),
             minima=None,
             zeros=None if self.bits == 8 else self.zeros.to(torch.uint8),
             method=f"{method}, {self.bits} bit",
         )
-        return replace(result, error=float((result.dequantize() - weights).abs().max()))
 
 
 def split(weights: Tensor) -> Tensor:

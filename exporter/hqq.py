@@ -25,7 +25,7 @@ def half_quadratic(weights: Tensor, bits: int) -> Blocks:
     """Quantize float [rows, columns] to the grid of least l_p error."""
     parts = split(weights)
     grid = fit(parts, bits)
-    return grid.pack(grid.codes(parts), weights, "half-quadratic")
+    return grid.pack(grid.codes(parts), weights.shape[1], "half-quadratic")
 
 
 def fit(weights: Tensor, bits: int) -> Grid:

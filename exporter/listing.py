@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from exporter import fetch, recipes
+from exporter import branches, fetch, recipes
 from exporter.checkpoint import open_gguf
 from exporter.context import MAX_CONTEXT
-from exporter.estimate import GPU_MEMORY, WASM_MEMORY, Estimate, Form, config_of, estimate
+from exporter.estimate import GPU_MEMORY, WASM_MEMORY, Estimate, Form, adapter_bytes, config_of, estimate
 from exporter.gguf_file import GGUFWeights
 from exporter.modules import longrope_switch
+from exporter.quantize import Choice
 from exporter.recipes import RECIPES, Recipe
 from exporter.support import read_config, refuse_unsupported
 
 _ROW = "{:20} {:>10} {:>9} {:>8} {:>8} {:>10} {:>9}  {:24} {}"
+_BASE = "none: it completes text"
 
 
 @dataclass(frozen=True)
@@ -32,52 +34,66 @@ class Planned:
     config: PretrainedConfig
     download: str = ""
     form: Form | None = None
+    bits: float = 0.0
+    chat: str = ""
 
 
 def listed() -> Iterator[str]:
     """Lines of a table of all recipes."""
     yield _ROW.format("name", "parameters", "download", "page", "context", "4 GiB WASM", "4 GB GPU", "licence", "from")
     for recipe in RECIPES:
-        found = estimate(config_of(recipe.config))
+        found = estimated(recipe)
         yield _ROW.format(
             recipe.name,
-            _count(found.parameters),
-            _bytes(_download(found, recipe)),
-            _bytes(found.page),
+            count(found.parameters),
+            size(_download(found, recipe)),
+            size(found.page),
             f"{found.context:,}",
-            _fits(found, WASM_MEMORY),
-            _fits(found, GPU_MEMORY),
+            fits(found, WASM_MEMORY),
+            fits(found, GPU_MEMORY),
             recipe.licence,
             _origin(recipe),
         )
     yield (
-        "\nSizes are computed from each model's config, for weights in our own 4 bits. The columns of memory say how"
-        "\nmany tokens of context it holds beside the weights, with the KV cache in float32; a dash: not even 256."
+        "\nSizes are computed from each model's config, for weights in our own 4 bits, or as the GGUF of a package has"
+        "\nthem. The columns of memory say how many tokens of context it holds beside the weights, with the KV cache in"
+        "\nfloat32; a dash: not even 256."
     )
 
 
-def planned(name: str, wanted: int = 0) -> str:
-    """What an export of ``name`` would take: a recipe, Hub id, folder or GGUF file. ``wanted`` as for --context.
+def estimated(recipe: Recipe) -> Estimate:
+    """The sizes of a recipe's model."""
+    return estimate(config_of(recipe.config), bits=recipe.package.bits if recipe.package else 0.0)
+
+
+def planned(name: str, wanted: int = 0, adapters: str = "", choice: Choice = Choice()) -> str:  # noqa: B008 (frozen)
+    """What an export of ``name`` would take: a recipe, Hub id, folder or GGUF file. The rest as for --context and
+    --adapters, and for --quant, --bits and --budget.
 
     Only a Hub id that is no recipe is asked for over the network, and of it only config.json. Raises ExportError as
     opening it would.
     """
     model = _find(name)
     refuse_unsupported(model.config)
-    found = estimate(model.config, wanted, model.form)
+    form = None if choice.anew else model.form
+    beside = adapter_bytes(model.config, branches.parse(adapters), form) if adapters else {}
+    found = estimate(model.config, wanted, model.form, choice, model.bits).with_adapters(beside.values())
     rows = {
         "from": model.origin,
         "licence": model.licence or "unknown",
         "parameters": f"{found.parameters:,}",
-        "download": model.download or f"{_bytes(found.download)} in 16 bits",
-        "page": f"{_bytes(found.page)}, {found.bits_per_weight:.2f} bits a weight",
+        "download": model.download or f"{size(found.download)} in 16 bits",
+        "page": f"{size(found.page)}, {found.bits_per_weight:.2f} bits a weight",
+        "adapters": _adapters(beside),
         "KV cache": f"{found.kv_bytes:,} bytes a token in float32",
         "context": f"{found.context:,} tokens{_why(model.config, found, wanted)}",
         "4 GiB WASM page": _holds(found, WASM_MEMORY),
         "4 GB GPU": _holds(found, GPU_MEMORY),
-        "memory of export": f"about {_bytes(found.memory)}",
-        "disk of export": f"about {_bytes(found.disk)}",
+        "memory of export": f"about {size(found.memory)}",
+        "disk of export": f"about {size(found.disk)}",
     }
+    if model.chat:
+        rows["chat template"] = model.chat
     if model.note:
         rows["note"] = model.note
     return "\n".join([model.title, *(f"  {key:18}{value}" for key, value in rows.items())])
@@ -89,12 +105,30 @@ def _find(name: str) -> Planned:
         checkpoint = open_gguf(path)
         weights = checkpoint.weights
         form = weights.first_row if isinstance(weights, GGUFWeights) else None
-        return Planned(checkpoint.title, path.name, checkpoint.licence, "", checkpoint.config, "none, it is here", form)
+        return Planned(
+            checkpoint.title,
+            path.name,
+            checkpoint.licence,
+            "",
+            checkpoint.config,
+            "none, it is here",
+            form,
+            chat="the GGUF's metadata" if checkpoint.chat_template else _BASE,
+        )
     if path.is_dir():
         return Planned(path.resolve().name, "a folder", "", "", read_config(path), "none, it is here")
     if recipe:
-        download = "a GGUF of about the page's size" if recipe.package else ""
-        return Planned(recipe.title, _origin(recipe), recipe.licence, recipe.note, config_of(recipe.config), download)
+        package = recipe.package
+        return Planned(
+            recipe.title,
+            _origin(recipe),
+            recipe.licence,
+            recipe.note,
+            config_of(recipe.config),
+            f"{size(package.bytes)}, a GGUF" if package else "",
+            bits=package.bits if package else 0.0,
+            chat=recipe.chat or _BASE,
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise recipes.unknown(name)
     return Planned(name, "the Hub", "", "", read_config(fetch.config_from_hub(name)))
@@ -118,7 +152,12 @@ def _why(config: PretrainedConfig, found: Estimate, wanted: int) -> str:
 
 
 def _download(found: Estimate, recipe: Recipe) -> int:
-    return found.shards if recipe.package else found.download
+    return recipe.package.bytes if recipe.package else found.download
+
+
+def _adapters(beside: Mapping[str, int]) -> str:
+    each = ", ".join(f"{title} {size(taken)}" for title, taken in beside.items())
+    return f"{each}; fetched when first chosen" if each else "none"
 
 
 def _holds(found: Estimate, memory: int) -> str:
@@ -126,14 +165,19 @@ def _holds(found: Estimate, memory: int) -> str:
     return f"holds {tokens:,} tokens beside the weights" if tokens else "too small: the weights leave no room"
 
 
-def _fits(found: Estimate, memory: int) -> str:
+def fits(found: Estimate, memory: int) -> str:
+    """Tokens of context beside the weights in ``memory`` bytes, a dash for none."""
     tokens = found.fits(memory)
     return f"{tokens:,}" if tokens else "-"
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """Parameters, in millions or billions."""
     return f"{number / 1e9:.2f} B" if number >= 999.5e6 else f"{number / 1e6:.0f} M"
 
 
-def _bytes(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+def size(number: int) -> str:
+    """Bytes, in kB, MB or GB."""
+    if number >= 1e9:
+        return f"{number / 1e9:.2f} GB"
+    return f"{number / 1e6:.0f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"

@@ -5,7 +5,7 @@ The tests run the page's whole loop on these two, and verify measures the export
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import tokenizers
+from safetensors.numpy import load_file
 
-from handbill.manifest import NAME, KVLayout, Manifest
+from handbill.manifest import LORA_A, LORA_B, NAME, KVLayout, Manifest
 from handbill.session import Candidates, SessionError
 
 _FIRST_CAPACITY = 256
@@ -30,13 +31,24 @@ class NativeSession:
     present: GroupQueryAttention then writes new rows in place (its past_present_share_buffer), and what lies beyond
     ``seqlens_k`` is never read. Going back is therefore only a smaller length.
 
+    ``adapters`` are files by the name that ``adapter`` knows them by; until it is called the model is the base.
+
     Raises SessionError (kind internal) if onnxruntime cannot open the graph.
     """
 
     runtime = "native onnxruntime"
     drafts = 4  # For graphs at accuracy_level 0: at 4, one row and several do not round alike.
 
-    def __init__(self, graph: Path, kv: KVLayout, context: int, *, chunk: int = 512, threads: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        kv: KVLayout,
+        context: int,
+        *,
+        chunk: int = 512,
+        threads: int = 0,
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
         if kv.dtype != "float32":
             raise SessionError("internal", f"{graph} keeps its KV cache in {kv.dtype}; only float32 is known here.")
         options = onnxruntime.SessionOptions()
@@ -47,12 +59,16 @@ class NativeSession:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class of its own for every error code, with no common base.
             raise SessionError("internal", f"onnxruntime cannot open {graph}: {error}") from error
+        self._asks_for_places = "position_ids" in {each.name for each in self._session.get_inputs()}
         self._kv = kv
         self._context = context
         self._chunk = chunk
         self._length = 0
         self._capacity = 0
         self._cache: dict[tuple[str, str], onnxruntime.OrtValue] = {}
+        self._adapters = dict(adapters or {})
+        self._branches: dict[str, onnxruntime.OrtValue] = {}
+        self.feed(None)
 
     @classmethod
     def open(cls, folder: Path, *, context: int = 0, threads: int = 0, graph: str = "wasm") -> NativeSession:
@@ -66,6 +82,7 @@ class NativeSession:
             manifest.kv,
             context or manifest.architecture.context,
             threads=threads,
+            adapters={each.name: folder / each.file for each in manifest.adapters},
         )
 
     @property
@@ -86,16 +103,44 @@ class NativeSession:
     async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
         """Append ``ids`` to the KV cache; the 64 likeliest next tokens after each of the last ``positions`` of them.
 
-        Raises SessionError if onnxruntime fails (the KV cache is then as before) and ValueError for a wrong count.
+        Raises SessionError if onnxruntime fails or the model computes no finite numbers (``length`` is then as before),
+        and ValueError for a wrong count.
         """
+        if positions < 1:
+            raise ValueError(f"A step answers for at least one position, not for {positions}.")
         ids_out, logits_out = self._run(ids, positions, ["topk_ids", "topk_logits"])
+        if not np.isfinite(logits_out).all():
+            self.rewind(self._length - len(ids))
+            raise SessionError("manifest", "The model computes no finite numbers; export it again.")
         return [Candidates(i, x) for i, x in zip(ids_out[0].tolist(), logits_out[0].tolist(), strict=True)]
 
     def logits(self, ids: Sequence[int], positions: int = 1) -> Floats:
-        """Append ``ids`` to the KV cache; float32 [positions, vocabulary], the full logits. Raises as ``step`` does."""
+        """Append ``ids`` to the KV cache; float32 [positions, vocabulary], the full logits. Raises as ``step`` does.
+
+        With ``positions`` 0 lm_head is left out.
+        """
         (logits,) = self._run(ids, positions, ["logits"])
         result: Floats = logits[0]
         return result
+
+    async def adapter(self, name: str) -> None:
+        """Compute with the adapter ``name``, "" for none, and forget every token: a KV cache is of one adapter.
+
+        Raises SessionError (kind internal) for a name that there is not, and keeps the one before.
+        """
+        if name and name not in self._adapters:
+            raise SessionError("internal", f"There is no adapter {name!r}.")
+        self.feed(self._adapters[name] if name else None)
+
+    def feed(self, adapter: Path | None) -> None:
+        """What ``adapter`` does with a name, for the adapter in a file; None for the base alone."""
+        tensors = load_file(adapter) if adapter else {}
+        for wanted in self._session.get_inputs():
+            if wanted.name.endswith((LORA_A, LORA_B)):
+                zeros = [size if isinstance(size, int) else 1 for size in wanted.shape]
+                values = tensors.get(wanted.name, np.zeros(zeros)).astype(np.float32)
+                self._branches[wanted.name] = onnxruntime.OrtValue.ortvalue_from_numpy(values)
+        self.rewind(0)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens (0 ≤ length ≤ ``self.length``, else ValueError)."""
@@ -106,11 +151,12 @@ class NativeSession:
     def close(self) -> None:
         """Give the memory back. The session is of no use afterwards."""
         self._cache.clear()
+        self._branches.clear()
         del self._session
 
     def _run(self, ids: Sequence[int], positions: int, outputs: Sequence[str]) -> list[npt.NDArray[Any]]:
         count = len(ids)
-        if not 1 <= count <= self._chunk or not 1 <= positions <= count:
+        if not 1 <= count <= self._chunk or not 0 <= positions <= count:
             raise ValueError(f"Cannot step {count} tokens for {positions} positions; a chunk is {self._chunk} tokens.")
         total = self._length + count
         if total > self._context:
@@ -121,9 +167,14 @@ class NativeSession:
         binding.bind_cpu_input("positions", np.arange(count - positions, count, dtype=np.int64))
         binding.bind_cpu_input("seqlens_k", np.array([total - 1], np.int32))
         binding.bind_cpu_input("total_sequence_length", np.array(total, np.int32))
+        if self._asks_for_places:
+            binding.bind_cpu_input("position_ids", np.arange(self._length, total, dtype=np.int64)[None])
+            binding.bind_cpu_input("past_sequence_length", np.array([self._length], np.int64))
         for (past, present), value in self._cache.items():
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(present, value)
+        for name, value in self._branches.items():
+            binding.bind_ortvalue_input(name, value)
         for name in outputs:
             binding.bind_output(name)
         try:

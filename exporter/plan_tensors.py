@@ -109,8 +109,11 @@ class Constants:
         tensor = self.initializers.get(stored.name if isinstance(stored, Stored) else name)
         if tensor is None or is_external(tensor):
             raise refuse(node)
-        values = numpy_helper.to_array(tensor).reshape(-1).tolist()
-        return [-value for value in values] if isinstance(stored, Stored) and stored.negated else values
+        whole: list[float] = numpy_helper.to_array(tensor).reshape(-1).tolist()
+        if not isinstance(stored, Stored):
+            return whole
+        values = whole[stored.start : stored.start + stored.elements]
+        return [-value for value in values] if stored.negated else values
 
     def fold(self, node: Any) -> bool:
         """Resolve ``node`` if it only rearranges constants; False if it computes with activations."""
@@ -151,8 +154,11 @@ class Constants:
         return self.tensors.index(entry)
 
     def _cast(self, node: Any, value: Constant) -> bool:
+        """To float32, which holds every value as it is; another type would round or wrap what the reader does not."""
+        if attributes(node)["to"] != onnx.TensorProto.FLOAT:
+            return False
         self.known[node.output[0]] = value
-        return attributes(node)["to"] in DTYPES
+        return True
 
     def _identity(self, node: Any, value: Constant) -> bool:
         self.known[node.output[0]] = value

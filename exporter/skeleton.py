@@ -20,7 +20,7 @@ from exporter.weights import Matrix, Weights
 def skeleton(config: PretrainedConfig, weights: Weights) -> PreTrainedModel:
     """Eager model of ``config`` with norms and biases read in float32; matrices stay on the meta device.
 
-    Raises ExportError where the checkpoint lacks a parameter or has it in another shape.
+    Raises ExportError where the checkpoint lacks a parameter, has it in another shape, or has more than parameters.
     """
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
@@ -34,6 +34,9 @@ def skeleton(config: PretrainedConfig, weights: Weights) -> PreTrainedModel:
             )
         if name not in large:
             _put(model, name, weights.read(name))
+    parameters = dict(model.named_parameters())
+    every = dict(model.named_parameters(remove_duplicate=False))
+    weights.refuse_unused(parameters.keys(), every.keys() - parameters.keys())
     return model.eval()
 
 
@@ -45,7 +48,8 @@ def matrices(model: Any, weights: Weights) -> list[Matrix]:
     for name, module in model.named_modules():
         if module is embedding or (isinstance(module, nn.Linear) and not (tied and module is head)):
             rows, columns = module.weight.shape
-            found.append(Matrix(f"{name}.weight", rows, columns, module is embedding or module is head, weights))
+            is_table = module is embedding or module is head
+            found.append(Matrix(f"{name}.weight", rows, columns, is_table, weights, module is embedding))
     return found
 
 

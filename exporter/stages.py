@@ -5,13 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from exporter.errors import ExportError
 
 RECORD = "stages.json"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the stages' ``folder`` until the block ends or the process does. Raises ExportError while another has it."""
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ExportError(
+            f"Another export is writing into {folder}: wait for its end, or use --output to write elsewhere."
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # filelock leaves it; what opened it meanwhile tries again
+        lock.release()
 
 
 class Stages:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,17 +22,22 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from exporter.agreement import Floats, Measured, Predictions, Tally
 from exporter.blocks import Blocks
+from exporter.heap import keep_pieces
 from exporter.progress import stage
 from exporter.skeleton import matrices
 from exporter.store import Store
 from exporter.weights import Matrix, Weights
+from exporter.workers import workers
 
 Round = Callable[[Tensor], Blocks]
-"""float32 rows [n, columns] of a matrix → their Blocks. Called with one piece of the matrix after the other."""
+"""float32 rows [n, columns] of a matrix → their Blocks. Called with the pieces of a matrix, on several threads."""
 
 Choose = Callable[[Matrix, Tensor | None], Round]
 """How to quantize a matrix. Its inputs float32 [tokens, columns] come from the stream of quantized weights, so they
 carry the error of all matrices before; an embedding has None."""
+
+Use = Callable[[slice, Tensor, Tensor], None]
+"""What is done with some rows of a matrix, float32 [n, columns]: the source's, and what their Blocks stand for."""
 
 LOGITS = 1 << 26
 """Logits computed at once, 256 MB of them: a vocabulary of 256,000 makes a long text's too many to keep."""
@@ -51,15 +57,16 @@ class Streamed:
 
 @torch.no_grad()
 def stream(
-    model: Any, weights: Weights, store: Store, choose: Choose, ids: Sequence[int], positions: int,
+    model: Any, weights: Weights, store: Store, choose: Choose, ids: Sequence[int], positions: Sequence[int],
     calibration: Tensor | None = None,
 ) -> Streamed:  # fmt: skip
     """Quantize every matrix of ``model`` (a skeleton) into ``store``, and measure the model on the text ``ids``.
 
-    ``positions`` logits from the text's beginning are kept, and the source's Predictions in the store's folder.
+    Logits at ``positions`` of the text, in order, are kept, and the source's Predictions in the store's folder.
     ``calibration`` int64 [sequences, len(ids)] goes along in the quantized stream: ``choose`` sees its tokens after the
     text's own.
     """
+    keep_pieces()
     found = matrices(model, weights)
     by_name = {matrix.name: matrix for matrix in found}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -77,7 +84,7 @@ def stream(
         stage("Quantizing", sum(matrix.rows * matrix.columns for matrix in read), "weights") as bar,
         ExitStack() as patches,
     ):
-        run = _Pass(store, choose, exact, rows, bar.update)
+        run = Pass(store, choose, exact, rows, bar.update, patches.enter_context(workers()))
         patches.enter_context(run.embedding(embedding, table, tokens))
         for module in model.modules():
             if isinstance(module, nn.Linear):
@@ -95,8 +102,28 @@ def _keep(matrix: Matrix, store: Store) -> bool:
     return blocks is not None
 
 
+@dataclass(frozen=True)
+class _Made:
+    """Blocks of a piece, and the sums of the squares of their errors and of the weights."""
+
+    part: Blocks
+    error: float
+    power: float
+
+
+def _made(part: Blocks, quantized: Tensor, source: Tensor) -> _Made:
+    wrong, weights = (quantized - source).flatten(), source.flatten()
+    largest = max(-float(wrong.min()), float(wrong.max()))
+    return _Made(replace(part, error=largest), float(wrong.dot(wrong)), float(weights.dot(weights)))
+
+
 @dataclass
-class _Pass:
+class Pass:
+    """Hands a skeleton's modules their matrices as its forward reaches them, and puts what it makes into ``store``.
+
+    The streams are computed in ``dtype``.
+    """
+
     store: Store
     choose: Choose
     exact: set[str]
@@ -104,29 +131,38 @@ class _Pass:
     """Sequences in each stream: [1] where all is exact, else the source's one and those of the quantized weights."""
 
     report: Callable[[int], None]
+    pool: Executor
+    dtype: torch.dtype = torch.float32
+    mode: Callable[[], AbstractContextManager[Any]] = torch.no_grad
+    """What the computing thread has to be in; torch's modes are a thread's own."""
+
     errors: dict[str, float] = field(default_factory=dict)
 
-    def pairs(self, matrix: Matrix, inputs: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, the source's weights, the quantized ones) piece by piece; what is not in the store yet is made."""
+    def over(self, matrix: Matrix, inputs: Tensor | None, use: Use) -> None:
+        """Call ``use`` for every piece of ``matrix``, several at a time; what is not in the store yet is made."""
         known = self.store.read(matrix.name) if matrix.name in self.store else None
         round_rows = None if known else self.choose(matrix, inputs)
+
+        def work(rows: slice) -> _Made | None:
+            with self.mode():
+                source = None if matrix.name in self.exact else matrix.read(rows)
+                if known is None:
+                    assert round_rows is not None and source is not None
+                    part = round_rows(source)
+                else:
+                    part = known.take_rows(rows)
+                quantized = part.dequantize().to(self.dtype)
+                use(rows, quantized if source is None else source, quantized)
+                return _made(part, quantized, source) if known is None and source is not None else None
+
         made = None
         error = power = 0.0
-        for rows in matrix.pieces():
-            source = None if matrix.name in self.exact else matrix.read(rows)
-            if known is None:
-                assert round_rows is not None and source is not None
-                part = round_rows(source)
-                made = part.room_for(matrix.rows) if made is None else made
-                made = made.with_rows(rows, part)
-            else:
-                part = known.take_rows(rows)
-            quantized = part.dequantize()
-            if known is None and source is not None:
-                error += float((quantized - source).square().sum())
-                power += float(source.square().sum())
-            yield rows, quantized if source is None else source, quantized
-            self.report(quantized.numel())
+        for rows, found in zip(matrix.pieces(), self.pool.map(work, matrix.pieces()), strict=True):
+            if found is not None:
+                made = found.part.room_for(matrix.rows) if made is None else made
+                made = made.with_rows(rows, found.part)
+                error, power = error + found.error, power + found.power
+            self.report((rows.stop - rows.start) * matrix.columns)
         if made is not None:
             self.store.write(matrix.name, made)
             self.errors[matrix.name] = math.sqrt(error / power) if power else 0.0
@@ -137,11 +173,15 @@ class _Pass:
 
         def forward(x: Tensor) -> Tensor:
             y = x.new_empty(*x.shape[:-1], matrix.rows)
-            streams = torch.split(x, self.rows if len(x) == sum(self.rows) else [1] * len(x))
-            for rows, *weights in self.pairs(matrix, streams[-1].reshape(-1, matrix.columns)):
+            sizes = self.rows if len(x) == sum(self.rows) else [1] * len(x)
+            streams, results = torch.split(x, sizes), torch.split(y, sizes)
+
+            def multiply(rows: slice, *weights: Tensor) -> None:
                 bias = None if module.bias is None else module.bias[rows]
-                parts = zip(streams, weights, strict=False)
-                y[..., rows] = torch.cat([functional.linear(part, each, bias) for part, each in parts])
+                for stream, into, each in zip(streams, results, weights, strict=False):
+                    into[..., rows] = functional.linear(stream, each, bias)
+
+            self.over(matrix, streams[-1].reshape(-1, matrix.columns), multiply)
             return y
 
         module.forward = forward  # type: ignore[method-assign, assignment]
@@ -154,11 +194,18 @@ class _Pass:
     def embedding(self, module: nn.Embedding, matrix: Matrix, tokens: Tensor) -> Iterator[None]:
         """``module`` holds only the rows that ``tokens`` need, once a stream, and its own forward looks them up."""
         used, places = torch.unique(tokens, return_inverse=True)
-        table = torch.empty(len(self.rows), len(used), matrix.columns)
-        for rows, *weights in self.pairs(matrix, None):
-            wanted = (used >= rows.start) & (used < rows.stop)
-            for stream, each in zip(table, weights, strict=False):
-                stream[wanted] = each[used[wanted] - rows.start]
+        table = torch.empty(len(self.rows), len(used), matrix.columns, dtype=self.dtype)
+        if matrix.name in self.exact:
+            table[:] = self.store.read(matrix.name).take_rows(used).dequantize()
+            self.report(matrix.rows * matrix.columns)
+        else:
+
+            def look_up(rows: slice, *weights: Tensor) -> None:
+                wanted = (used >= rows.start) & (used < rows.stop)
+                for stream, each in zip(table, weights, strict=True):
+                    stream[wanted] = each[used[wanted] - rows.start]
+
+            self.over(matrix, None, look_up)
         stream_of = torch.repeat_interleave(torch.arange(len(self.rows)), torch.tensor(self.rows))
         places = places + len(used) * stream_of[:, None]
         own, padding = module.weight, module.padding_idx
@@ -183,7 +230,7 @@ def _slices(model: Any, hidden: Tensor, step: int) -> Iterator[Tensor]:
 
 
 def _measure(
-    slices: Iterator[Tensor], predictions: Predictions, ids: Sequence[int], positions: int
+    slices: Iterator[Tensor], predictions: Predictions, ids: Sequence[int], positions: Sequence[int]
 ) -> tuple[Measured, Measured, Floats]:
     """The source and its quantized weights on ``ids``, and the reference. ``predictions`` become the source's."""
     source, quantized = Tally(predictions, ids), Tally(predictions, ids)
@@ -195,8 +242,7 @@ def _measure(
         source.add(first)
         if len(logits) == 2:
             quantized.add(last)
-        if start < positions:
-            reference.append(last[: positions - start].copy())
+        reference.append(last[[each - start for each in positions if start <= each < source.positions]])
     alone = source.measured()
     both = quantized.measured() if quantized.positions else Measured(alone.perplexity, 0.0, 1.0)
     return alone, both, np.concatenate(reference)

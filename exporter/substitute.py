@@ -29,6 +29,8 @@ from exporter.modules import (
     Step,
 )
 
+QKV = ("q_proj", "k_proj", "v_proj")
+
 
 @dataclass
 class Substituted:
@@ -64,6 +66,20 @@ def _norm(module: Any) -> Norm:
     raise ExportError(f"{type(module).__name__} is not x · weight / rms(x); it is not supported.")
 
 
+def _layer_norm(module: nn.LayerNorm) -> nn.LayerNorm:
+    """The plain LayerNorm that ``module``, of a class of its own, is: its weight or 1 + weight found as for _norm."""
+    noise = torch.randn(2, *module.normalized_shape, generator=torch.Generator().manual_seed(0))
+    plain = nn.LayerNorm(module.normalized_shape, module.eps, bias=module.bias is not None)
+    with torch.no_grad():
+        measured = module(noise)
+        plain.load_state_dict(module.state_dict())
+        for _ in range(2):
+            if torch.allclose(measured, plain(noise), atol=1e-4, rtol=1e-4):
+                return plain
+            plain.weight.add_(1)
+    raise ExportError(f"{type(module).__name__} is not LayerNorm by its weight or 1 + weight; it is not supported.")
+
+
 def substitute(model: PreTrainedModel, blocks: dict[str, Blocks], context: int) -> Substituted:
     """Rewrite ``model`` in place. ``blocks`` holds the quantized weights by parameter name; each is taken out as used.
 
@@ -91,6 +107,8 @@ def substitute(model: PreTrainedModel, blocks: dict[str, Blocks], context: int) 
         linears += _stack_qkv(module, name, blocks)
         if type(module).__name__.endswith("RMSNorm"):
             _put(model, name, _norm(module))
+        elif isinstance(module, nn.LayerNorm) and type(module) is not nn.LayerNorm:
+            _put(model, name, _layer_norm(module))
         elif type(module).__name__.endswith("RotaryEmbedding"):
             _put(model, name, RotaryTable(module, context))
         elif type(module).__name__ == "NewGELUActivation":
@@ -109,6 +127,21 @@ def substitute(model: PreTrainedModel, blocks: dict[str, Blocks], context: int) 
     return Substituted(model, int(model.config.num_hidden_layers), [*model.scale_banks, table], rotary_modules)
 
 
+def parameters_behind(model: nn.Module) -> dict[str, list[str]]:
+    """The parameters of each linear layer of a substituted ``model``, by what the graph calls its codes without
+    ``.codes``: one parameter, or those of the layers stacked in one matrix, from its first row on."""
+    stacked = {module.stacked.linear for module in model.modules() if isinstance(module, StackedView)}
+    found: dict[str, list[str]] = {}
+    first: dict[Stacked, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, StackedView):
+            first.setdefault(module.stacked, f"{name}.linear")
+            found.setdefault(first[module.stacked], []).append(f"{name}.weight")
+        elif isinstance(module, QuantizedLinear) and module not in stacked:
+            found[name] = [f"{name}.weight"]
+    return found
+
+
 def uses_attention_interface(model_class: type) -> bool:
     """Whether the architecture calls transformers' AttentionInterface, by which our attention is registered."""
     return bool(getattr(model_class, "_supports_attention_backend", False))
@@ -121,14 +154,18 @@ def plain_attentions(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if PlainAttention.fits(module)}
 
 
+def may_stack_qkv(module: nn.Module) -> bool:
+    """Whether ``module`` has QKV and no norm sits between them and attention. Their Blocks have to agree as well."""
+    normed = hasattr(module, "q_norm") or hasattr(module, "q_layernorm")
+    return not normed and all(isinstance(getattr(module, part, None), nn.Linear) for part in QKV)
+
+
 def _stack_qkv(module: Any, name: str, blocks: dict[str, Blocks]) -> list[QuantizedLinear]:
-    """Make q_proj, k_proj and v_proj views of one matrix, unless a norm sits between them and attention."""
-    if not all(isinstance(getattr(module, part, None), nn.Linear) for part in ("q_proj", "k_proj", "v_proj")):
-        return []
-    if hasattr(module, "q_norm") or hasattr(module, "q_layernorm"):
+    """Make q_proj, k_proj and v_proj views of one matrix where they may be."""
+    if not may_stack_qkv(module):
         return []
     parts = [module.q_proj, module.k_proj, module.v_proj]
-    keys = [f"{name}.{part}.weight" for part in ("q_proj", "k_proj", "v_proj")]
+    keys = [f"{name}.{part}.weight" for part in QKV]
     joined = stack([blocks[key] for key in keys])
     if joined is None:
         return []
@@ -137,7 +174,7 @@ def _stack_qkv(module: Any, name: str, blocks: dict[str, Blocks]) -> list[Quanti
     bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
     stacked = Stacked(QuantizedLinear(joined, bias))
     end = 0
-    for child, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+    for child, part in zip(QKV, parts, strict=True):
         start, end = end, end + part.out_features
         setattr(module, child, StackedView(stacked, start, end))
     return [stacked.linear]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
 from transformers.integrations.accelerate import init_empty_weights
 from transformers.modeling_utils import no_init_weights
 
 from exporter.blocks import BLOCK_SIZE
 from exporter.context import head_dim
-from exporter.errors import ExportError
+from exporter.errors import ExportError, first_line
+from exporter.json_file import read_json
 from exporter.substitute import plain_attentions, uses_attention_interface
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
@@ -38,17 +44,16 @@ _STATES = (
 
 def read_config(folder: Path) -> PretrainedConfig:
     """The transformers config of a checkpoint folder. Raises ExportError where there is none that can be used."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ExportError(f"{folder.name} has no config.json; it is not a checkpoint folder.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExportError(f"{path.name} in {folder.name} is not JSON ({error}); download it again.") from error
+    settings = read_json(folder / "config.json", "it is not a checkpoint folder.")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         kind = settings.get("model_type", "without a model_type")
+        if kind in CONFIG_MAPPING:
+            raise ExportError(
+                f"{kind}: config.json in {folder.name} does not make a config ({first_line(error)}); mend it or "
+                "download it again."
+            ) from error
         if "auto_map" in settings:
             raise ExportError(f"{kind}: a model that needs its own remote code is not supported.") from error
         raise ExportError(f"{kind}: this architecture is not known to transformers; it is not supported.") from error
@@ -59,6 +64,12 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     for what, applies in _REFUSALS:
         if applies(config):
             raise ExportError(f"{config.model_type}: {what} is not supported; `--list` shows models that are.")
+    stored = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if stored:
+        raise ExportError(
+            f"{config.model_type}: weights that are already quantized ({stored.get('quant_method', 'some way')}) are "
+            "not supported; take the checkpoint that they were made from, or a GGUF."
+        )
     columns = head_dim(config)
     rotated = int(columns * (getattr(config, "partial_rotary_factor", None) or 1.0))
     for what, size, unit in (

@@ -6,8 +6,8 @@ a GGUF in gguf_file.py) implements it, and so does what changes weights on their
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,10 +18,22 @@ from torch import Tensor
 
 from exporter.blocks import Blocks
 from exporter.errors import ExportError
+from exporter.json_file import read_json
 
 PIECE = 1 << 20
 """Weights of a matrix that are worked on at once: 4 MB in float32, which stay in a core's cache from one step to the
 next (four times as many take twice as long to round, measured)."""
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""How safetensors call the types that weights can have; codes of another need scales."""
+
+_BUFFERS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|(cos|sin)_cached)$|\.(attention|attn)\.(masked_)?bias$")
+"""What older versions of transformers saved beside parameters, and models compute themselves: rotary frequencies and
+tables, causal masks."""
+
+LEAST_PIECES = 4
+"""Of a matrix, that small ones keep more than one core busy as well. The number of cores does not count: what is
+computed would depend on it."""
 
 
 class Weights(Protocol):
@@ -39,9 +51,25 @@ class Weights(Protocol):
         """The parameter as Blocks where the stored format goes into them without loss, else None."""
         ...
 
+    def refuse_unused(self, parameters: Collection[str], aliases: Collection[str]) -> None:
+        """Raise ExportError where there is more than a model's ``parameters`` are read from: it would be left out.
+
+        ``aliases`` are further names of parameters, such as that of a tied lm_head.
+        """
+        ...
+
     def stamp(self) -> object:
         """What JSON can hold and changes when the weights do: two runs with one stamp may share their stages."""
         ...
+
+
+def unused(holder: str, names: Sequence[str]) -> ExportError:
+    """What to say of tensors ``names`` in ``holder`` that no parameter is read from."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return ExportError(
+        f"{holder} holds {names[0]}{more}, which a model of its config does not use: without that it would be another "
+        "model, so it is not supported. Take the checkpoint that it was made from."
+    )
 
 
 def stamp_of(paths: Iterable[Path]) -> list[list[object]]:
@@ -53,7 +81,8 @@ def stamp_of(paths: Iterable[Path]) -> list[list[object]]:
 class Matrix:
     """A linear layer's or embedding's weights [rows, columns], still in the checkpoint.
 
-    ``is_table`` for the embedding and lm_head, which every token reads and which a tied model shares.
+    ``is_table`` for the embedding and lm_head, which every token reads and which a tied model shares; ``is_embedding``
+    for the one whose rows are looked up.
     """
 
     name: str
@@ -61,10 +90,11 @@ class Matrix:
     columns: int
     is_table: bool
     weights: Weights
+    is_embedding: bool = False
 
     def pieces(self) -> Iterator[slice]:
-        """Ranges of rows of about PIECE weights, in order."""
-        step = max(1, PIECE // self.columns)
+        """Ranges of rows, in order, each of at most PIECE weights; LEAST_PIECES or more, where there are the rows."""
+        step = max(1, min(PIECE // self.columns, -(-self.rows // LEAST_PIECES)))
         for start in range(0, self.rows, step):
             yield slice(start, min(start + step, self.rows))
 
@@ -75,7 +105,7 @@ class Matrix:
     def blocks(self) -> Blocks | None:
         """As stored, where that goes in without loss and an embedding may be read from it (it may not have minima)."""
         stored = self.weights.blocks(self.name)
-        return None if stored is not None and self.is_table and stored.minima is not None else stored
+        return None if stored is not None and self.is_embedding and stored.minima is not None else stored
 
 
 class Safetensors:
@@ -100,8 +130,10 @@ class Safetensors:
         """The files that the index names; without one, model.safetensors, or whatever is there."""
         index = self.folder / "model.safetensors.index.json"
         if index.is_file():
-            names = json.loads(index.read_text("utf-8"))["weight_map"].values()
-            return [self.folder / name for name in sorted(set(names))]
+            named = read_json(index).get("weight_map")
+            if not isinstance(named, dict):
+                raise ExportError(f"{index.name} in {self.folder.name} names no files; download it again.")
+            return [self.folder / name for name in sorted(set(named.values()))]
         whole = self.folder / "model.safetensors"
         return [whole] if whole.is_file() else sorted(self.folder.glob("*.safetensors"))
 
@@ -115,7 +147,13 @@ class Safetensors:
     def shape(self, name: str) -> tuple[int, ...]:
         stored = self._stored(name)
         with safe_open(self._files[stored], "pt") as file:
-            return tuple(file.get_slice(stored).get_shape())
+            part = file.get_slice(stored)
+            if part.get_dtype() not in _FLOATS:
+                raise ExportError(
+                    f"{self.folder.name} stores {stored} as {part.get_dtype()}: weights that are already quantized are "
+                    "not supported. Take the checkpoint that it was made from."
+                )
+            return tuple(part.get_shape())
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         stored = self._stored(name)
@@ -127,6 +165,13 @@ class Safetensors:
     def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
         """None: safetensors hold floats."""
         return None
+
+    def refuse_unused(self, parameters: Collection[str], aliases: Collection[str]) -> None:
+        known = {*parameters, *aliases}
+        known |= {name.partition(".")[2] for name in known}
+        left = sorted(name for name in self._files if name not in known and not _BUFFERS.search(name))
+        if left:
+            raise unused(self.folder.name, left)
 
     def stamp(self) -> object:
         return stamp_of(sorted(set(self._files.values())))

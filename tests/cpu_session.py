@@ -14,20 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 import kernels
 from handbill.session import Candidates
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "tests" / "kernels" / "run.mjs"
-RELAXED_SIMD = "--experimental-wasm-relaxed-simd"
-
-
-@functools.cache
-def node() -> list[str]:
-    """Node and its flag for relaxed SIMD, which version 20 needs and later ones do not know."""
-    known = subprocess.run(["node", "--v8-options"], capture_output=True, text=True, check=True).stdout
-    return ["node", RELAXED_SIMD] if RELAXED_SIMD in known else ["node"]
 
 
 @dataclass(frozen=True)
@@ -43,51 +36,58 @@ class Answer:
 
 
 class FaultError(Exception):
-    """What the session threw: its fault kind and its sentence."""
+    """What the session threw: its fault kind and its sentence; and how many workers it left running."""
 
-    def __init__(self, kind: str, detail: str) -> None:
+    def __init__(self, kind: str, detail: str, left: int) -> None:
         super().__init__(detail)
-        self.kind = kind
+        self.kind, self.left = kind, left
 
 
 @functools.cache
 def site() -> Path:
     """A folder with the compiled kernels, as dist/ has them."""
     folder = ROOT / ".cache" / "kernels-site"
-    kernels.build(folder / "kernels", ROOT / ".cache" / "kernels")
+    with FileLock(folder.with_suffix(".lock")):  # Other processes run tests beside this one.
+        kernels.build(folder / "kernels", ROOT / ".cache" / "kernels")
     return folder
 
 
-def case(
-    folder: Path, steps: list[dict[str, Any]], *, build: str = "relaxed", threads: int = 1, **manifest: Any
-) -> dict[str, Any]:
-    """The model in ``folder`` and ``steps`` ({ids, positions?, rewind?, logits?, snapshot?, restore?}) to run on it.
+def case(folder: Path, steps: list[dict[str, Any]], *, threads: int = 1, **manifest: Any) -> dict[str, Any]:
+    """The model in ``folder`` and ``steps`` ({ids, positions?, adapter?, rewind?, logits?, snapshot?, restore?, fails?,
+    adapt_after?}) to run on it. The rest of what a case may say stands in tests/kernels/run.mjs.
 
-    Before a step runs, ``snapshot`` keeps that many tokens of the KV cache, and ``restore`` ({length, skip?}) brings
+    Before a step runs, ``snapshot`` keeps that many tokens of the KV cache, and ``restore`` ({ids, skip?}) brings
     them back, without the first ``skip`` bytes.
 
-    ``manifest`` overrides keys of the manifest, of which ``plan``, ``files`` and ``architecture.context`` are read.
+    ``manifest`` overrides keys of the manifest, of which ``plan``, ``files``, ``adapters`` and ``architecture.context``
+    are read.
     """
     files = [{"name": path.name, "bytes": path.stat().st_size} for path in folder.iterdir() if path.is_file()]
     whole = {"plan": "plan.json", "files": files, "architecture": {"context": 512}} | manifest
-    choice = {"build": build, "threads": threads}
+    choice = {"threads": threads}
     return {"folder": str(folder), "manifest": whole, "choice": choice, "steps": steps}
 
 
-def run_all(cases: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Answer]] | FaultError]:
-    """Every case in one Node process: what the session says of itself and its answers, or what it threw."""
+def run_all(
+    cases: list[dict[str, Any]], timeout: float | None = None
+) -> list[tuple[dict[str, Any], list[Answer]] | FaultError]:
+    """Every case in one Node process: what the session says of itself and its answers, or what it threw.
+
+    Raises TimeoutExpired (subprocess) where all of them took longer than ``timeout`` seconds.
+    """
     request = {"session": str(ROOT / "web" / "sessions" / "cpu.js"), "base": str(site()), "cases": cases}
     with tempfile.TemporaryDirectory() as scratch:
         question, answers = Path(scratch, "request.json"), Path(scratch, "answers")
         question.write_text(json.dumps(request | {"answers": str(answers)}))
-        done = subprocess.run([*node(), str(RUNNER), str(question)], capture_output=True, text=True, check=False)
+        command = ["node", str(RUNNER), str(question)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
         if not answers.is_file() or done.returncode:
             raise AssertionError(done.stderr)
         lines = [json.loads(line) for line in answers.read_text().splitlines()]
     results: list[tuple[dict[str, Any], list[Answer]] | FaultError] = []
     for one, line in zip(cases, lines, strict=True):
         if "fault" in line:
-            results.append(FaultError(line["fault"], line["detail"]))
+            results.append(FaultError(line["fault"], line["detail"], line["left"]))
         else:
             results.append((line["info"], [_answer(*pair) for pair in zip(one["steps"], line["done"], strict=True)]))
     return results
@@ -112,17 +112,19 @@ class LiveSession:
         question = Path(self._folder.name, "request.json")
         question.write_text(json.dumps(request | {"live": case(folder, [], **options)}))
         pipe = subprocess.PIPE
-        self._node = subprocess.Popen([*node(), str(RUNNER), str(question)], stdin=pipe, stdout=pipe, text=True)
+        self._node = subprocess.Popen(["node", str(RUNNER), str(question)], stdin=pipe, stdout=pipe, text=True)
         self._rewind: int | None = None
+        self._adapter: str | None = None
         self.context, self.chunk, self.length, self.steps = context, 128, 0, 0
 
     async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
         assert self._node.stdin and self._node.stdout
         message = {"ids": list(ids), "positions": positions}
         message |= {} if self._rewind is None else {"rewind": self._rewind}
+        message |= {} if self._adapter is None else {"adapter": self._adapter}
         print(json.dumps(message), file=self._node.stdin, flush=True)
         answer = json.loads(self._node.stdout.readline())
-        self._rewind = None
+        self._rewind = self._adapter = None
         self.length += len(ids)
         self.steps += 1
         each = len(answer["ids"]) // positions
@@ -130,6 +132,9 @@ class LiveSession:
             Candidates(answer["ids"][first : first + each], answer["logits"][first : first + each])
             for first in range(0, len(answer["ids"]), each)
         ]
+
+    async def adapter(self, name: str) -> None:
+        self._adapter, self._rewind, self.length = name, None, 0
 
     def rewind(self, length: int) -> None:
         self.length = self._rewind = length

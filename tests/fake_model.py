@@ -46,7 +46,8 @@ def says(reply: str | bytes, prompt: str) -> Callable[[Sequence[int]], Candidate
 class FakeSession:
     """``model`` gives the candidates after a list of tokens. ``steps`` notes (tokens, positions) of every step.
 
-    ``failures`` maps a step's number to what it raises; the KV cache is then emptied, as the seam allows.
+    ``failures`` maps a step's number to what it raises; the KV cache is then emptied, as the seam allows. Adapters
+    change nothing but what is in the KV cache; there is none that is called "missing".
     """
 
     def __init__(
@@ -76,6 +77,11 @@ class FakeSession:
         self.ids += ids
         end = len(self.ids)
         return [self.model(self.ids[: end - positions + 1 + i]) for i in range(positions)]
+
+    async def adapter(self, name: str) -> None:
+        if name == "missing":
+            raise SessionError("download", "missing")
+        self.ids.clear()
 
     def rewind(self, length: int) -> None:
         assert 0 <= length <= self.length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +22,11 @@ PROMPT = [(i * 37 + 11) % 97 + 3 for i in range(20)]
 
 
 def site(home: Path, dist: Path, exports: dict[str, Path]) -> Path:
-    """A folder to serve: ORT Web from ``dist``, our sessions as they are in web/, and ``exports`` as models/NAME."""
-    shutil.copytree(dist / "ort", home / "ort", copy_function=link)
-    shutil.copytree(WEB / "sessions", home / "sessions")
-    for source in (WEB / "fault.js", tabs.ROOT / "tests" / "webgpu" / "session.js"):
-        shutil.copy2(source, home / source.name)
+    """A folder to serve: web/ as it is now, ORT Web and kernels of ``dist``, and ``exports`` as models/NAME."""
+    shutil.copytree(WEB, home, ignore=shutil.ignore_patterns("node_modules", "kernels", "*.py", "index.html"))
+    for name in ("ort", "kernels"):
+        shutil.copytree(dist / name, home / name, copy_function=link)
+    shutil.copy2(tabs.ROOT / "tests" / "webgpu" / "session.js", home / "session.js")
     for name, export in exports.items():
         shutil.copytree(export, home / "models" / name)
     (home / "index.html").write_text("<!doctype html><link rel=icon href=data:,><title>bare</title>", encoding="utf-8")
@@ -46,20 +45,18 @@ def opened(browser: Browser, home: Path) -> Iterator[GpuPage]:
 
 
 class GpuPage:
-    """Runs JavaScript against tests/webgpu/session.js. ``home`` is served; ``said`` keeps what went to the console."""
+    """Runs JavaScript against tests/webgpu/session.js, on what is served from ``home``."""
 
     def __init__(self, page: Page, home: Path) -> None:
         self.page = page
         self.home = home
-        self.said: list[str] = []
-        page.on("console", lambda message: self.said.append(message.text))
 
     def js(self, body: str, **values: Any) -> Any:
         """What ``body`` returns, an async function's body with session.js' exports and ``values``."""
         names = ", ".join(values)
         return self.page.evaluate(
             f"""async ({{{names}}}) => {{
-                const {{ open, run, model, counts, alive, wasmBytes }} = await import("/session.js");
+                const {{ open, run, model, share, counts, alive, wasmBytes }} = await import("/session.js");
                 {body}
             }}""",
             values,
@@ -79,8 +76,3 @@ class GpuPage:
             choice={"chunk": SHORT_CHUNK} | choice,
         )
         return found
-
-    @property
-    def placements(self) -> set[str]:
-        """Which execution providers ORT has placed nodes on, of all sessions opened since ``said`` was cleared."""
-        return set(re.findall(r"[Nn]odes placed on \[(\w+)\]", "\n".join(self.said)))

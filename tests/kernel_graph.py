@@ -37,12 +37,15 @@ class Shape:
     window: int = -1
     softcap: float = 0.0
     rotary: float = 1.0
+    switch: int = 0  # longrope's: the total length from which on a step's rotation is the second table's
+    norm: str = "SimplifiedLayerNormalization"  # or LayerNormalization
     head_norm: bool = False
     activation: str = "silu"
     bias: bool = False
     embedding_bits: int = 8
     final_cap: float = 0.0
     embedding_scale: float = 1.0
+    branches: bool = False  # one for an adapter at every matrix but the embedding's
 
 
 class Builder:
@@ -55,6 +58,7 @@ class Builder:
         self.initializers: list[Any] = []
         self.data = bytearray()
         self.scales: list[tuple[str, Factored, Factored | None]] = []
+        self.branches: list[Any] = []  # graph inputs
 
     def node(self, kind: str, inputs: list[str], outputs: list[str], domain: str = "", **settings: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, outputs, domain=domain, **settings))
@@ -97,7 +101,18 @@ class Builder:
             bias = self.rng.normal(0, 0.1, rows).astype(np.float32)
             inputs += [""] * (5 - len(inputs)) + [self.constant(f"{name}.bias", bias)]
         self.scales.append((name, scales, minima))
-        return self.contrib("MatMulNBits", inputs, [name], K=columns, N=rows, bits=shape.bits, block_size=shape.block)
+        settings = {"K": columns, "N": rows, "bits": shape.bits, "block_size": shape.block}
+        if not shape.branches:
+            return self.contrib("MatMulNBits", inputs, [name], **settings)
+        value = helper.make_tensor_value_info
+        self.branches += [
+            value(f"{name}.lora_a", TensorProto.FLOAT, [columns, f"{name}.rank"]),
+            value(f"{name}.lora_b", TensorProto.FLOAT, [f"{name}.rank", rows]),
+        ]
+        self.contrib("MatMulNBits", inputs, [f"{name}.base"], **settings)
+        self.node("MatMul", [x, f"{name}.lora_a"], [f"{name}.low_rank"])
+        self.node("MatMul", [f"{name}.low_rank", f"{name}.lora_b"], [f"{name}.added"])
+        return self.node("Add", [f"{name}.base", f"{name}.added"], [name])
 
     def _scales(self, size: float, rows: int, groups: int) -> tuple[Factored, Factored | None]:
         """Scales of about ``size`` and, where the shape has them, minima of the sign that the bank stores."""
@@ -178,8 +193,7 @@ def build(folder: Path, shape: Shape, seed: int = 0) -> Path:
         x = b.node("Mul", [x, scale], ["embedded.scaled"])
     half = int(shape.head_dim * shape.rotary) // 2
     angles = np.arange(shape.context)[:, None] * 10000.0 ** (-np.arange(half) / half)
-    b.constant("cos", np.cos(angles).astype(np.float32))
-    b.constant("sin", np.sin(angles).astype(np.float32))
+    _tables(b, angles)
     residual, pending = x, ""
     for layer in range(shape.layers):
         normed, residual = _norm(b, residual, pending, f"l{layer}.in")
@@ -202,12 +216,30 @@ def build(folder: Path, shape: Shape, seed: int = 0) -> Path:
     return _save(b)
 
 
+def _tables(b: Builder, angles: Array) -> None:
+    """The values cos and sin: the tables of ``angles`` [context, half], or a choice between those and slower ones."""
+    switch, functions = b.shape.switch, {"cos": np.cos, "sin": np.sin}
+    if not switch:
+        for name, function in functions.items():
+            b.constant(name, function(angles).astype(np.float32))
+        return
+    b.node("Cast", ["total_sequence_length"], ["total"], to=TensorProto.INT64)
+    b.node("Greater", ["total", b.constant("switch", np.array(switch))], ["past_switch"])
+    b.node("Cast", ["past_switch"], ["table"], to=TensorProto.INT64)
+    for name, function in functions.items():
+        both = np.stack([function(angles), function(angles / 3)]).astype(np.float32)
+        b.node("Gather", [b.constant(f"{name}.both", both), "table"], [name], axis=0)
+
+
 def _norm(b: Builder, residual: str, pending: str, name: str) -> tuple[str, str]:
-    weight = b.norm_weight(f"{name}.weight", b.shape.hidden)
+    kind, width = b.shape.norm, b.shape.hidden
+    weights = [b.norm_weight(f"{name}.weight", width)]
+    if kind == "LayerNormalization":
+        weights.append(b.constant(f"{name}.shift", b.rng.normal(0, 0.3, width).astype(np.float32)))
     if not pending:
-        return b.node("SimplifiedLayerNormalization", [residual, weight], [name], axis=-1, epsilon=1e-5), residual
+        return b.node(kind, [residual, *weights], [name], axis=-1, epsilon=1e-5), residual
     outputs = [name, "", "", f"{name}.sum"]
-    b.contrib("SkipSimplifiedLayerNormalization", [residual, pending, weight], outputs, epsilon=1e-5)
+    b.contrib(f"Skip{kind}", [residual, pending, *weights], outputs, epsilon=1e-5)
     return name, outputs[3]
 
 
@@ -223,7 +255,7 @@ def _attention(b: Builder, x: str, layer: int) -> str:
                 joined = b.constant(f"{y}.joined", np.array([0, 0, -1]))
                 y = b.node("Reshape", [y, split], [f"{y}.heads"])
                 weight = b.norm_weight(f"{y}.weight", shape.head_dim)
-                y = b.node("SimplifiedLayerNormalization", [y, weight], [f"{y}.norm"], axis=-1, epsilon=1e-6)
+                y = b.node(shape.norm, [y, weight], [f"{y}.norm"], axis=-1, epsilon=1e-6)
                 y = b.node("Reshape", [y, joined], [f"{y}.flat"])
             inputs.append(y)
     else:
@@ -267,6 +299,7 @@ def _save(b: Builder) -> Path:
             axes = [1, shape.kv_heads, "past", shape.head_dim]
             inputs.append(value(f"past_key_values.{layer}.{kind}", TensorProto.FLOAT, axes))
             outputs.append(value(f"present.{layer}.{kind}", TensorProto.FLOAT, [*axes[:2], "total", axes[3]]))
+    inputs += b.branches
     nodes = b.bank() + b.nodes
     graph = helper.make_graph(nodes, "random", inputs, outputs, b.initializers)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]

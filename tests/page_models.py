@@ -1,56 +1,75 @@
-"""Exports of a tiny random llama for the page's tests: one that chats, a base model, and one from a GGUF."""
+"""Exports of a tiny random llama for the page's tests: with a chat template and without, a GGUF, with adapters."""
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-import tiny_gguf
-from exporter.export import export
+import export_cache
 from handbill.manifest import NAME, Manifest
 from links import link
-from tiny_exports import compute_exactly
 from vendor import sha256_of
 
 SPECIAL = ("<end>", "<user>", "<assistant>")
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
 
-@functools.cache
 def exported(name: str) -> Path:
-    """The export of tiny, tiny-base or tiny-gguf in a temporary folder, once for the whole test run.
+    """The export of tiny, tiny-base, tiny-gguf, tiny-leaky or tiny-adapted, kept in .cache/tiny between runs.
 
-    tiny-gguf has Q4_1 weights, hence float zero points: WebGPU gets a graph of another form than WASM.
+    tiny-adapted is tiny with two adapters, "legal" and "case-notes". tiny-gguf has Q4_1 weights, hence float zero
+    points: WebGPU gets a graph of another form than WASM. tiny-leaky has an activation that our kernels do not know,
+    hence no plan.
     """
-    home = Path(tempfile.mkdtemp(prefix="handbill-tiny-"))
-    source = home / name
+
+    def make(partial: Path) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            shutil.copytree(_export(name, Path(scratch)), partial)
+
+    return export_cache.made(export_cache.home() / "page" / name, make)
+
+
+def _export(name: str, scratch: Path) -> Path:
+    # Here, because they bring torch, which takes seconds and is not needed for what is kept already.
+    import tiny_gguf
+    from exporter.export import export
+    from tiny_exports import compute_exactly
+
+    source = scratch / name
     if name == "tiny-gguf":
         source = source.with_suffix(".gguf")
         tiny_gguf.write(source)
     else:
-        _checkpoint(source, chat=name == "tiny")
-    folder = export(str(source), home / "models", home / "cache")
+        _checkpoint(source, chat=name != "tiny-base", hidden_act="leaky_relu" if name == "tiny-leaky" else "silu")
+    adapters = _adapters(source, scratch) if name == "tiny-adapted" else ""
+    folder = export(str(source), scratch / "models", scratch / "cache", adapters=adapters)
     compute_exactly(folder)
     return folder
 
 
-def site(dist: Path, home: Path, names: Sequence[str]) -> Path:
-    """``home``: the page of ``dist`` with these exports in the place of its own."""
+def _adapters(source: Path, scratch: Path) -> str:
+    """Two for the checkpoint ``source``, as --adapters takes them."""
+    from transformers import LlamaForCausalLM
+
+    import tiny_adapter
+
+    model = LlamaForCausalLM.from_pretrained(source)
+    legal = tiny_adapter.save(scratch / "legal", 0, model=model)
+    return f"{legal},Case Notes={tiny_adapter.save(scratch / 'notes', 1, model=model, targets=('gate_proj',))}"
+
+
+def site(dist: Path, home: Path, names: Sequence[str | Path]) -> Path:
+    """``home``: the page of ``dist`` with these exports (names of ours, or folders) in the place of its own."""
     shutil.copytree(dist, home, copy_function=link, ignore=shutil.ignore_patterns("models"))
     listed = json.loads((dist / "site.json").read_text(encoding="utf-8"))
     files = {name: entry for name, entry in listed["files"].items() if not name.startswith("models/")}
     offered = []
     for name in names:
-        export = exported(name)
-        shutil.copytree(export, home / "models" / export.name)
+        export = name if isinstance(name, Path) else exported(name)
+        shutil.copytree(export, home / "models" / export.name, copy_function=link)
         manifest = Manifest.from_json((export / NAME).read_text(encoding="utf-8"))
         size = sum(entry.bytes for entry in manifest.files)
         described = export / NAME
@@ -63,8 +82,12 @@ def site(dist: Path, home: Path, names: Sequence[str]) -> Path:
     return home
 
 
-def _checkpoint(folder: Path, *, chat: bool) -> Path:
+def _checkpoint(folder: Path, *, chat: bool, hidden_act: str) -> Path:
     """config, safetensors and a tokenizer of the 128 ASCII characters: any answer encodes to its own tokens again."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     letters = [_letter(byte) for byte in range(128)]
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -85,6 +108,7 @@ def _checkpoint(folder: Path, *, chat: bool) -> Path:
         vocab_size=len(letters) + len(SPECIAL),
         max_position_embeddings=512,
         initializer_range=0.3,
+        hidden_act=hidden_act,
         eos_token_id=tokenizer.token_to_id(SPECIAL[0]),
         bos_token_id=None,
     )

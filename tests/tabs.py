@@ -1,21 +1,18 @@
-"""Headless Chromium for the tests of the page, and a server that can misbehave on request."""
+"""Headless Chromium for the tests of the page."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Request
 
-import serve
+from fault_server import Mischief, serving
+
+__all__ = ["Mischief", "Tab", "launch", "serving"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = Path(os.environ.get("HANDBILL_DIST", ROOT / "dist"))
@@ -26,6 +23,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    "--disable-features=AutofillServerCommunication",  # Else the browser itself tells Google about every form it sees.
     # A name that is not this machine's own, for what a page may do on plain http in a local network.
     "--host-resolver-rules=MAP handbill.test 127.0.0.1",
 ]
@@ -35,80 +33,11 @@ LOADED_MS = 180_000
 """A machine with one busy core takes a while for Python and a model; nothing here measures time."""
 
 
-def launch(playwright: Playwright, *, gpu: bool = False) -> Browser:
-    """Debian's Chromium, without or with WebGPU (by SwiftShader, in software)."""
+def launch(playwright: Playwright, *flags: str, gpu: bool = False) -> Browser:
+    """Debian's Chromium with ``flags``, without or with WebGPU (by SwiftShader, in software)."""
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    return playwright.chromium.launch(executable_path=executable, args=ARGUMENTS + (SOFTWARE_GPU if gpu else NO_GPU))
-
-
-@dataclass
-class Mischief:
-    """What the server does wrong, by file name.
-
-    It flips a byte in the first ``corrupt[name]`` answers and ends the first ``cut[name]`` answers half-way;
-    ``isolated`` False leaves out COOP and COEP. ``asked`` notes (name, Range header) of every answer with a body.
-    """
-
-    corrupt: dict[str, int] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)
-    isolated: bool = True
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-
-
-class Handler(serve.Handler):
-    """serve.py's handler with some mischief."""
-
-    mischief: Mischief
-
-    def _host_is_ours(self) -> bool:
-        return True
-
-    def _origin_is_ours(self) -> bool:
-        return True
-
-    def _head(self, status: Any, headers: dict[str, str]) -> None:
-        if self.mischief.isolated:
-            super()._head(status, headers)
-            return
-        self.send_response(status)
-        for name, value in {**serve.HEADERS, **headers}.items():
-            if not name.startswith("Cross-Origin"):
-                self.send_header(name, value)
-        self.end_headers()
-
-    def _copy(self, file: Any, first: int, left: int) -> None:
-        name = self.path.rpartition("/")[2]
-        self.mischief.asked.append((name, self.headers.get("Range")))
-        if self.mischief.corrupt.get(name, 0) > 0:
-            self.mischief.corrupt[name] -= 1
-            file.seek(first)
-            data = bytearray(file.read(left))
-            data[len(data) // 2] ^= 1
-            self.wfile.write(data)
-        elif self.mischief.cut.get(name, 0) > 0:
-            self.mischief.cut[name] -= 1
-            super()._copy(file, first, left // 2)
-            self.wfile.flush()
-            time.sleep(0.5)  # Bytes that a browser has not handed on when the connection breaks are lost to the page.
-            self.close_connection = True
-        else:
-            super()._copy(file, first, left)
-
-
-@contextlib.contextmanager
-def serving(dist: Path, mischief: Mischief | None = None) -> Iterator[str]:
-    """Serve ``dist`` on a free port for the length of a ``with`` block; its address, ending in a slash."""
-    handler = type("Mischievous", (Handler,), {"mischief": mischief or Mischief()})
-    server = serve.Server(dist, 0)
-    server.RequestHandlerClass = handler
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server.address
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    arguments = [*ARGUMENTS, *(SOFTWARE_GPU if gpu else NO_GPU), *flags]
+    return playwright.chromium.launch(executable_path=executable, args=arguments)
 
 
 class Tab:
@@ -151,8 +80,9 @@ class Tab:
         return str(self.page.evaluate("document.body.dataset.ready"))
 
     def alarm(self) -> str:
-        """The sentence of the alarm, "" if there is none."""
-        return self.page.inner_text("#alert-text") if self.page.is_visible("#alert") else ""
+        """The sentence of the alarm and its details, "" if there is none."""
+        told = self.page.locator("#alert-told > p, #alert-told .details p").all_text_contents()
+        return " ".join(told) if self.page.is_visible("#alert") else ""
 
     def ask(self, text: str) -> dict[str, Any]:
         """Send ``text`` and wait for the end; {text, ids, reason, reused} of the answer."""
@@ -172,6 +102,13 @@ class Tab:
             "reason": answer.get_attribute("data-reason"),
             "reused": int(answer.get_attribute("data-reused") or 0),
         }
+
+    def adapt(self, adapter: str) -> None:
+        """Choose ``adapter`` in the settings, and wait until it is in use."""
+        self.page.click("#open-settings")
+        self.page.select_option("#adapter-choice", adapter)
+        self.page.keyboard.press("Escape")
+        self.page.wait_for_function("(name) => document.body.dataset.adapter === name", arg=adapter)
 
     def shoot(self, name: str) -> None:
         """Keep a screenshot."""

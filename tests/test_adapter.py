@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,9 @@ from exporter import adapter
 from exporter.adapter import Adapted, Adapter, adapt, parse
 from exporter.checkpoint import open_checkpoint
 from exporter.errors import ExportError
-from exporter.skeleton import whole_model
+from exporter.skeleton import skeleton, whole_model
 from exporter.weights import Safetensors
-
-RANK = 4
-TARGETS = ("q_proj", "v_proj", "down_proj")
-
-
-def save(folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """A LoRA of RANK for TARGETS of the tiny llama, as PEFT's save_pretrained writes it."""
-    generator = torch.Generator().manual_seed(seed)
-    model = tiny_checkpoint.model("llama")
-    tensors = {}
-    for name, module in model.named_modules():
-        if name.endswith(TARGETS):
-            rank = settings.get("rank_pattern", {}).get(name.rpartition(".")[2], RANK)
-            key = f"base_model.model.{name}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, module.in_features, generator=generator) * 0.05
-            tensors[f"{key}.lora_B.weight"] = torch.randn(module.out_features, rank, generator=generator) * 0.05
-    folder.mkdir()
-    save_file(tensors, folder / adapter.TENSORS)
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 16, "use_rslora": False, "bias": "none", "use_dora": False}
-    (folder / adapter.CONFIG).write_text(json.dumps(config | settings), encoding="utf-8")
-    return folder
-
-
-def beside(folders: list[tuple[Path, float, float]], ids: Tensor) -> Tensor:
-    """Logits, float64, of the tiny llama with ``weight · scaling · B(A(x))`` added to what each adapted layer gives."""
-    model = tiny_checkpoint.model("llama").double()
-    for folder, weight, scaling in folders:
-        tensors = load_file(folder / adapter.TENSORS)
-        for name, module in model.named_modules():
-            key = f"base_model.model.{name}.lora_"
-            if f"{key}A.weight" in tensors:
-                a, b = tensors[f"{key}A.weight"].double(), tensors[f"{key}B.weight"].double()
-                module.register_forward_hook(
-                    lambda _, x, y, a=a, b=b, s=weight * scaling: y + s * torch.nn.functional.linear(x[0] @ a.T, b)
-                )
-    with torch.no_grad():
-        result: Tensor = model(ids).logits
-    return result
+from tiny_adapter import RANK, beside, save
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +66,16 @@ def test_a_pattern_is_for_its_layers_alone(tmp_path: Path) -> None:
     found = Adapter(folder).pairs
     assert found["model.layers.1.self_attn.v_proj.weight"].scale == 3 / 2
     assert found["model.layers.1.self_attn.q_proj.weight"].scale == 16 / RANK
+
+
+def test_a_tied_lm_head_cannot_be_adapted_alone(checkpoint: Path, tmp_path: Path) -> None:
+    """Not even where the checkpoint stores one: the model computes with the embedding."""
+    base = shutil.copytree(checkpoint, tmp_path / "tiny")
+    stored = load_file(base / "model.safetensors")
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()}, base / "model.safetensors")
+    folder = save(tmp_path / "lora", targets=("lm_head",))
+    with pytest.raises(ExportError, match=r"lora changes lm_head.weight, which in this model is its embedding too"):
+        skeleton(tiny_checkpoint.config("llama"), Adapted(Safetensors(base), [Adapter(folder)]))
 
 
 def test_several_with_weights(checkpoint: Path, tmp_path: Path) -> None:

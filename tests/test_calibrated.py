@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from exporter.awq import Scaled, scale
 from exporter.blocks import round_to_nearest
 from exporter.calibration import Group
 from exporter.errors import ExportError
+from exporter.quantize import Choice, Fitting
 from exporter.sensitivity import effects, spend
 from exporter.skeleton import matrices, whole_model
 from exporter.weights import Matrix, Safetensors
@@ -145,9 +147,31 @@ def test_a_budget_that_cannot_be_kept() -> None:
         spend(LAYER, dict.fromkeys((matrix.name for matrix in LAYER), 1.0), 4.5)
 
 
+@pytest.mark.parametrize("choice", [Choice("awq"), Choice("rtn", budget=5.5)])
+def test_the_whole_model_is_gone_before_the_stream(
+    choice: Choice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in float32, and memory would hold it beside everything that comes after."""
+    made: list[weakref.ref[Any]] = []
+
+    def remembered(*arguments: Any) -> Any:
+        model = whole_model(*arguments)
+        made.append(weakref.ref(model))
+        return model
+
+    def stream(*_: Any) -> bool:
+        return [model() for model in made] == [None]
+
+    monkeypatch.setattr("exporter.quantize.whole_model", remembered)
+    monkeypatch.setattr("exporter.quantize.stream", stream)
+    weights = Safetensors(tiny_checkpoint.save("llama", tmp_path / "llama"))
+    assert Fitting(choice, tiny_checkpoint.config("llama"), weights, TEXT).run([3, 4], [1], tmp_path)
+
+
 def test_a_calibration_text_is_cut_into_sequences() -> None:
     assert calibration.sequences(range(1000), 300).tolist()[2] == list(range(600, 900))
     assert calibration.sequences(range(300), 512).shape == (1, 512)
+    assert calibration.sequences(range(1000), 300, [7]).tolist()[2] == [7, *range(598, 897)]
     assert calibration.sequences(range(100_000), 1000).numel() <= calibration.TOKENS
     with pytest.raises(ExportError, match="has 99 tokens"):
         calibration.sequences(range(99), 50)

@@ -256,6 +256,8 @@ def test_the_table_counts_what_travels(dist: Path, monkeypatch: pytest.MonkeyPat
     (row,) = [line for line in table.splitlines() if line.startswith("tiny, wasm")]
     assert f"{model:,}" in row
     assert "tiny, webgpu" not in table, "the export has no graph for it"
+    site = json.loads((dist / "site.json").read_text(encoding="utf-8"))
+    assert f"{site['visit']['wasm'] + budget.wire_bytes(dist / 'site.json') + model:,}" in row, "what the page says"
     monkeypatch.setitem(budget.LIMITS, "page", 10)
     (sentence,) = budget.weigh(dist)[1]
     assert sentence.startswith("page takes ")
@@ -294,7 +296,8 @@ def test_our_own_page_can_be_read() -> None:
 
 def test_site_json_is_what_the_page_reads(dist: Path) -> None:
     site = json.loads((dist / "site.json").read_text())
-    assert set(site) == {"version", "models", "files"}
+    assert set(site) == {"version", "models", "visit", "files"}
+    assert set(site["visit"]) == {"cpu", "wasm", "jspi", "webgpu"}, "sessions/choose.js's names"
     assert set(site["models"][0]) == {"slug", "title", "bytes"}
 
 

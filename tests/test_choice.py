@@ -1,4 +1,4 @@
-"""sessions/choose.js as a table: from the facts of a device to the model, the runtime, the context and the words."""
+"""sessions/choose.js as a table: from the facts of a device to the model, the runtime, and the context."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import node_module
+from budget import RUNTIMES
 from node_module import NodeModule
 
 CHOOSE = Path(__file__).resolve().parent.parent / "web" / "sessions" / "choose.js"
@@ -16,8 +17,8 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 FACTS: dict[str, Any] = {
-    "adapter": None, "jspi": False, "isolated": True, "cores": 2, "memory": 8 * GIB, "room": 10 * GIB, "int4": True,
-    "frugal": False,
+    "adapter": None, "jspi": False, "isolated": True, "cores": 2, "memory": 8 * GIB, "room": 10 * GIB, "simd": True,
+    "int4": True, "frugal": False,
 }  # fmt: skip
 GPU = {"kind": "hardware", "largest": 2 * GIB, "wrong": []}
 JSPI = {"adapter": GPU, "jspi": True}
@@ -79,12 +80,18 @@ def test_the_runtimes_to_try(
     got = node.ask("sessions", FACTS | changes, SMALL, forced)
     assert [(session["name"], session["build"], session["threads"]) for session in got["list"]] == expected
     assert got["refusal"] == ("" if expected else "runtime")
-    assert all(session["words"] and session["context"] == 2048 for session in got["list"])
+    assert all(session["context"] == 2048 for session in got["list"])
 
 
 def test_a_model_without_a_plan_runs_on_onnx_runtime(node: NodeModule) -> None:
     got = node.ask("sessions", FACTS, SMALL | {"plan": ""})
     assert [session["name"] for session in got["list"]] == ["wasm"]
+
+
+@pytest.mark.parametrize("forced", ["", "webgpu", "cpu", "wasm"])
+def test_a_browser_without_simd_is_told_so(node: NodeModule, forced: str) -> None:
+    got = node.ask("sessions", FACTS | JSPI | {"simd": False}, SMALL, forced)
+    assert (got["list"], got["refusal"]) == ([], "browser")
 
 
 def test_what_is_dropped_for_garbage_is_said(node: NodeModule) -> None:
@@ -103,9 +110,10 @@ def test_what_is_dropped_for_garbage_is_said(node: NodeModule) -> None:
         # A layer's keys are a thirty-second of that: 64 MiB are 8,192 tokens, 32 MiB 4,096.
         (manifest("a", 60 * MIB, context=8192, kv_heads=32), {"adapter": GPU | {"largest": 64 * MIB}}, "webgpu", 4096),
         (manifest("a", 16 * MIB, context=8192, kv_heads=32), {"adapter": GPU | {"largest": 16 * MIB}}, "webgpu", 2048),
-        # Half of 2 GiB is for us: 900 MiB of weights leave 124 MiB, and 4,096 tokens take 64.
-        (manifest("a", 900 * MIB, context=8192), {"adapter": GPU, "memory": 2 * GIB}, "webgpu", 4096),
-        # The processor keeps int8: 64 KiB a token with 32 heads, and a quarter more for what goes with it.
+        # Half of 2 GiB is for us: 400 MiB of weights take 900, as files and on the device. That leaves 124 MiB, and
+        # 4,096 tokens take 64.
+        (manifest("a", 400 * MIB, context=8192), {"adapter": GPU, "memory": 2 * GIB}, "webgpu", 4096),
+        # The processor keeps int16: 128 KiB a token with 32 heads, and an eighth more for what goes with it.
         (manifest("a", 700 * MIB, context=8192, kv_heads=32), {"memory": 2 * GIB}, "cpu", 1024),
         (manifest("a", 700 * MIB, context=8192, kv_heads=32), {"memory": 4 * GIB}, "cpu", 8192),
         # Nobody says how much memory there is: 4 GiB are assumed.
@@ -124,7 +132,7 @@ def test_the_context_that_fits(
 @pytest.mark.parametrize(
     ("model", "changes", "forced"),
     [
-        (manifest("a", 900 * MIB), {"adapter": GPU, "memory": 1 * GIB}, "webgpu"),
+        (manifest("a", 460 * MIB), {"adapter": GPU, "memory": 2 * GIB}, "webgpu"),
         (manifest("a", 900 * MIB), {"memory": 2 * GIB}, "cpu"),
         (manifest("a", 3200 * MIB), {"memory": 64 * GIB}, "cpu"),  # past what 32-bit addresses reach
         (manifest("a", 2200 * MIB), {"memory": 64 * GIB}, "wasm"),
@@ -175,6 +183,8 @@ def test_the_chunk_follows_the_devices_buffers(
         ({}, [SMALL], "", "small", "only", ""),
         ({}, [SMALL, LARGE, HUGE], "", "large", "best", ""),
         (JSPI, [SMALL, LARGE, HUGE], "", "large", "best", ""),
+        ({}, [SMALL, manifest("first", 400 * MIB), LARGE], "", "first", "best", ""),
+        ({}, [SMALL, manifest("first", 300 * MIB), LARGE], "", "large", "best", ""),
         ({"memory": GIB}, [SMALL, LARGE], "", "small", "best", ""),
         ({"frugal": True}, [LARGE, SMALL], "", "small", "smallest", ""),
         ({"room": 300 * MIB}, [SMALL, LARGE], "", "small", "best", ""),
@@ -202,10 +212,37 @@ def test_the_model(
     assert [offer["slug"] for offer in got["offers"]] == [model["slug"] for model in models]
 
 
+@pytest.mark.parametrize(
+    ("changes", "forced", "runtimes"),
+    [
+        ({}, "", ["cpu", "wasm"]),
+        (JSPI, "", ["webgpu", "cpu", "wasm"]),
+        (JSPI, "cpu", ["webgpu", "cpu", "wasm"]),
+        (JSPI | {"adapter": GPU | {"wrong": ["sha of model-webgpu.onnx"]}}, "", ["webgpu", "cpu", "wasm"]),
+        ({"adapter": GPU | {"kind": "software"}}, "", ["cpu", "wasm"]),
+        ({"adapter": GPU | {"kind": "software"}}, "webgpu", ["webgpu", "cpu", "wasm"]),
+        ({"int4": False}, "", ["wasm"]),
+    ],
+)
+def test_the_runtimes_that_the_visitor_may_choose(
+    node: NodeModule, changes: dict[str, Any], forced: str, runtimes: list[str]
+) -> None:
+    got = node.ask("choose", FACTS | changes, [SMALL], {"model": "", "runtime": forced})
+    assert got["runtimes"] == runtimes
+
+
 def test_a_model_that_is_not_there_is_no_choice(node: NodeModule) -> None:
     got = node.ask("choose", FACTS, [SMALL], {"model": "other", "runtime": ""})
     assert (got["slug"], got["refusal"], got["sessions"]) == ("other", "absent", [])
     assert node.ask("choose", FACTS, [], {"model": "", "runtime": ""})["refusal"] == "absent"
+
+
+@pytest.mark.parametrize(
+    ("device", "build"), [("cpu", ""), ("wasm", "wasm"), ("webgpu", "jspi"), ("webgpu, no JSPI", "webgpu")]
+)
+def test_the_files_of_a_build_are_those_that_the_budget_counts(node: NodeModule, device: str, build: str) -> None:
+    counted = [name for name in RUNTIMES[device] if name.startswith("ort/")]
+    assert node.ask("ortFiles", {"build": build}) == counted
 
 
 @pytest.mark.parametrize(
@@ -217,3 +254,23 @@ def test_a_runtime_needs_its_own_graph_and_no_other(node: NodeModule, forced: st
     assert sorted(names) == sorted([own, "tokenizer.json", *SMALL["weights"]])
     offered = node.ask("choose", FACTS | JSPI, [SMALL], {"model": "", "runtime": forced})["offers"][0]["bytes"]
     assert offered == sum(entry["bytes"] for entry in SMALL["files"] if entry["name"] in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "forced", "names", "ort"),
+    [
+        (JSPI, SMALL, "", ["plan.json"], 3),
+        (JSPI, SMALL | {"plan": ""}, "", ["model.onnx"], 6),
+        (JSPI, SMALL | {"graphs": {"webgpu": "model.onnx", "wasm": "model.onnx"}, "plan": ""}, "", [], 6),
+        ({}, SMALL, "", [], 0),  # A processor is not lost.
+        (JSPI, SMALL, "webgpu", [], 3),  # Nothing was to take over.
+    ],
+)
+def test_what_takes_over_from_a_graphics_chip_needs_little_more(
+    node: NodeModule, changes: dict[str, Any], model: dict[str, Any], forced: str, names: list[str], ort: int
+) -> None:
+    """Entries of the manifest, and files of ONNX Runtime in all."""
+    sessions = node.ask("sessions", FACTS | changes, model, forced)["list"]
+    assert [entry["name"] for entry in node.ask("spare", model, sessions)] == names
+    runtimes = [sessions[0], *node.ask("fallback", sessions)]
+    assert sum(len(node.ask("ortFiles", session)) for session in runtimes) == ort

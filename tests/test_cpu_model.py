@@ -47,9 +47,9 @@ def exact(ids: list[int], tmp_path_factory: pytest.TempPathFactory) -> Array:
     return native(folder / "model.onnx", SHAPE, ids, [TOKENS])
 
 
-def run(steps: list[dict[str, object]], build: str, threads: int = 1) -> list[Answer]:
+def run(steps: list[dict[str, object]], threads: int = 1) -> list[Answer]:
     manifest = json.loads((MODEL / "manifest.json").read_text())
-    _, answers = cpu_session.run(MODEL, steps, build=build, threads=threads, **manifest)
+    _, answers = cpu_session.run(MODEL, steps, threads=threads, **manifest)
     return answers
 
 
@@ -61,18 +61,17 @@ def cross_entropy(logits: Array, ids: list[int]) -> float:
     return float((total - logits[np.arange(len(logits)), ids[1:]]).mean())
 
 
-@pytest.mark.parametrize("build", ["relaxed", "plain"])
-def test_perplexity_and_likeliest_tokens(ids: list[int], exact: Array, build: str) -> None:
+def test_perplexity_and_likeliest_tokens(ids: list[int], exact: Array) -> None:
     steps = [{"ids": ids[i : i + 16], "positions": 16, "logits": True} for i in range(0, TOKENS, 16)]
-    logits = np.concatenate([answer.logits for answer in run(steps, build)])
+    logits = np.concatenate([answer.logits for answer in run(steps)])
     assert abs(cross_entropy(logits, ids) - cross_entropy(exact, ids)) < 0.001
     assert (logits.argmax(axis=1) == exact.argmax(axis=1)).mean() >= 0.99
 
 
-@pytest.mark.parametrize(("build", "threads"), [("relaxed", 1), ("relaxed", 2), ("plain", 2)])
-def test_it_knows_the_capital_of_france(build: str, threads: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_knows_the_capital_of_france(threads: int) -> None:
     system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     prompt, answer = encode(system + question), encode("The capital of France is Paris.<|im_end|>")
     steps: list[dict[str, object]] = [{"ids": prompt}, *({"ids": [token]} for token in answer[:-1])]
-    assert [int(step.ids[0, 0]) for step in run(steps, build, threads)] == answer
+    assert [int(step.ids[0, 0]) for step in run(steps, threads)] == answer

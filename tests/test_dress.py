@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -98,5 +101,33 @@ def test_the_page_without_a_kiosk_shows_nothing_of_it() -> None:
 def test_the_command_line_opens_the_address_as_a_kiosk_that_reaches_nothing_else() -> None:
     command = dress.command_line("http://127.0.0.1:8000/")
     assert command.startswith("chromium \\\n  --kiosk \\\n")
-    assert "--host-resolver-rules='MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'" in command
+    assert "'--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'" in command
     assert command.endswith(" http://127.0.0.1:8000/")
+
+
+def units() -> dict[str, str]:
+    """The systemd units of docs/kiosk.md by name."""
+    text = (ROOT / "docs" / "kiosk.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"`/etc/systemd/system/([\w-]+\.service)`.*?```\n(.*?)```", text, re.DOTALL))
+
+
+def test_the_documented_unit_starts_what_the_build_prints() -> None:
+    found = units()
+    assert set(found) == {"handbill.service", "handbill-kiosk.service"}
+    started = re.search(r"ExecStart=((?:.*\\\n)*.*)", found["handbill-kiosk.service"])
+    assert started
+    program, *options = shlex.split(started[1])
+    assert program == "/usr/bin/chromium"
+    assert options == shlex.split(dress.command_line("http://127.0.0.1:8000/"))[1:]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not there")
+def test_systemd_takes_the_documented_units(tmp_path: Path) -> None:
+    paths = []
+    for name, text in units().items():
+        paths.append(tmp_path / name)
+        paths[-1].write_text(text.replace("/usr/bin/chromium", "/bin/true"), encoding="utf-8")
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    assert checked.stderr == ""

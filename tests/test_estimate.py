@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 import real_model
@@ -20,7 +21,11 @@ from exporter.errors import ExportError
 from exporter.estimate import GPU_MEMORY, RUNTIME, WASM_MEMORY, Estimate, config_of, estimate
 from exporter.gguf_file import GGUFWeights
 from exporter.graph import ALIGNMENT, INLINE_BYTES
+from exporter.listing import estimated
+from exporter.quantize import SMALL, Choice, Fitting
 from exporter.recipes import RECIPES
+from exporter.store import Store
+from exporter.weights import Safetensors
 from handbill.manifest import Manifest
 
 GOLDEN = Path(__file__).with_name("golden") / "graphs"
@@ -59,6 +64,17 @@ def test_a_tiny_export_has_the_computed_size(name: str) -> None:
     assert -tensors * INLINE_BYTES <= written(manifest) - found.shards <= tensors * ALIGNMENT
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2.5-0.5b"])
+def test_tables_of_a_large_model_are_narrow(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("quantize", "estimate"):
+        monkeypatch.setattr(f"exporter.{module}.SMALL", 1000)
+    folder = tiny_checkpoint.save(name, tmp_path / "tiny")
+    manifest = manifest_of(command.export(str(folder), tmp_path, tmp_path, quant="rtn"))
+    found = estimate(tiny_checkpoint.config(name), tiny_checkpoint.CONTEXT)
+    assert manifest.quantization.embedding_bits == 4
+    assert round(found.bits_per_weight, 4) == manifest.quantization.bits_per_weight
+
+
 def test_a_gguf_is_counted_as_it_goes_in(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     tiny_gguf.write(path)
@@ -68,6 +84,44 @@ def test_a_gguf_is_counted_as_it_goes_in(tmp_path: Path) -> None:
     found = estimate(weights.config, form=weights.first_row)
     assert round(found.bits_per_weight, 4) == manifest_of(folder).quantization.bits_per_weight
     assert found.bits_per_weight != estimate(weights.config).bits_per_weight
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2.5-0.5b"])
+@pytest.mark.parametrize("choice", [Choice(bits=8), Choice("gptq"), Choice("rtn", budget=5.5)])
+@pytest.mark.parametrize("small", [1000, SMALL])
+def test_what_is_asked_for_is_counted(
+    name: str, choice: Choice, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("quantize", "estimate"):
+        monkeypatch.setattr(f"exporter.{module}.SMALL", small)
+    config, weights = tiny_checkpoint.config(name), Safetensors(tiny_checkpoint.save(name, tmp_path / "tiny"))
+    text = torch.randint(3, 512, (4, 80), generator=torch.Generator().manual_seed(5))
+    fitting = Fitting(choice, config, weights, text)
+    (tmp_path / "store").mkdir()
+    fitting.run(text[0].tolist(), [1], tmp_path / "store")
+    forms = Store(tmp_path / "store").forms().values()
+    taken = 8 * sum(form.bytes for form in forms) / sum(form.rows * form.columns for form in forms)
+    found = estimate(config, choice=choice)
+    if choice.budget:
+        assert found.bits_per_weight == pytest.approx(5.5, abs=0.01) and 4.7 < taken <= 5.5
+        assert found.memory > estimate(config, choice=Choice("rtn")).memory
+    else:
+        assert found.bits_per_weight == taken
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES if recipe.package])
+def test_a_package_is_counted_as_its_gguf_is_stored(name: str) -> None:
+    """Against the committed figures of its export."""
+    results = Path(__file__).with_name("bench") / "results"
+    (measured,) = [
+        each
+        for path in sorted(results.glob("export*.json"))
+        if (each := json.loads(path.read_text("utf-8")))["model"] == name
+    ]
+    found = estimated(BY_NAME[name])
+    assert round(found.bits_per_weight, 4) == measured["bits_per_weight"]
+    assert abs(found.page / measured["bytes"] - 1) < 0.05  # Gemma's tokenizer.json is a tenth of the page
+    assert found.bits_per_weight != of_recipe(name).bits_per_weight
 
 
 @pytest.mark.model
@@ -123,7 +177,7 @@ def test_list_shows_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(RECIPES)]}
     assert list(rows) == list(BY_NAME)
     assert rows["phi-3.5-mini"].split()[1:] == [
-        *("3.82", "B", "7.64", "GB", "2.31", "GB", "2,560", "2,147", "1,772", "mit", "microsoft/Phi-3.5-mini-instruct")
+        *("3.82", "B", "7.64", "GB", "2.21", "GB", "2,560", "2,272", "1,897", "mit", "microsoft/Phi-3.5-mini-instruct")
     ]
     assert rows["mistral-7b"].split()[8:10] == ["-", "-"] and "the package registry" in rows["smollm2-135m"]
 
@@ -138,11 +192,23 @@ def test_plan_of_a_recipe_by_either_name(capsys: pytest.CaptureFixture[str]) -> 
     found = plan_of("phi-4-mini", capsys)
     assert found == plan_of("microsoft/Phi-4-mini-instruct", capsys)
     assert found["parameters"] == "3,836,021,760"
-    assert found["page"] == "2.53 GB, 5.25 bits a weight"
+    assert found["page"] == "2.23 GB, 4.60 bits a weight"
     assert found["KV cache"] == "262,144 bytes a token in float32"
     assert "4,096 tokens of its 131,072: there it would turn to its second rotary table" in found["context"]
     assert plan_of("phi-4-mini", capsys, "--context", "16384")["context"] == "16,384 tokens"
     assert plan_of("llama-3-8b", capsys)["4 GB GPU"] == "too small: the weights leave no room"
+
+
+def test_plan_of_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan_of("gemma-3-270m", capsys)
+    assert found["download"] == "253 MB, a GGUF" and found["page"].endswith("8.16 bits a weight")
+    assert found["chat template"] == "none: it completes text"
+    assert plan_of("gemma-3-270m", capsys, "--quant", "rtn")["page"].endswith("7.05 bits a weight")
+    assert plan_of("qwen3-4b", capsys, "--bits", "8")["page"].endswith("8.50 bits a weight")
+    assert plan_of("qwen3-4b", capsys, "--budget", "5")["page"].endswith("5.00 bits a weight")
+    assert plan_of("qwen3-4b", capsys)["chat template"] == "tokenizer_config.json"
+    assert command.main(["qwen3-4b", "--plan", "--budget", "4"]) == 1
+    assert "--budget 4 is less than 4-bit weights take" in capsys.readouterr().err
 
 
 def test_plan_reads_only_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from exporter.export import export
 from exporter.graph import attributes, load
 from exporter.native import NativeSession
 from exporter.recipes import RECIPES
-from exporter.verify import DECODED, TOLERANCE
+from exporter.verify import ALONE, TOLERANCE
 from handbill.manifest import Manifest
 
 GOLDEN = Path(__file__).with_name("golden") / "graphs"
@@ -58,7 +58,7 @@ def test_agrees_with_eager_torch(name: str) -> None:
     manifest = Manifest.from_json((folder / "manifest.json").read_text("utf-8"))
     measured = manifest.verification
     assert measured.tokens == 256 > max(tiny_checkpoint.WINDOW, tiny_checkpoint.SWITCH)
-    assert measured.tokens // DECODED == 64
+    assert ALONE == 64
     assert max(measured.prefill, measured.chunked, measured.decode) <= TOLERANCE
     assert manifest.architecture.context == tiny_checkpoint.CONTEXT
     assert manifest.chat_template == tiny_checkpoint.TEMPLATE
@@ -128,6 +128,20 @@ def test_gemma_keeps_one_embedding() -> None:
         tuple((e.key, e.value) for e in t.external_data) for t in shared if t.dims[0] == tiny_checkpoint.VOCABULARY
     ]
     assert len(places) == 2 and len(set(places)) == 1
+
+
+@pytest.mark.parametrize("name", tiny_checkpoint.configs())
+def test_only_asked_positions_reach_lm_head(name: str) -> None:
+    """In every graph: what is multiplied with lm_head comes out of the Gather by ``positions``."""
+    folder = tiny_exports.exported(name)
+    manifest = Manifest.from_json((folder / "manifest.json").read_text("utf-8"))
+    for file in set(manifest.graphs.values()):
+        producers = {output: node for node in load(folder / file).graph.node for output in node.output}
+        node, passed = producers["logits"], []
+        while node.op_type != "Gather" or node.input[1] != "positions":
+            passed.append(node.op_type)
+            node = producers[node.input[0]]
+        assert passed.count("MatMulNBits") == 1
 
 
 def write(name: str, parameters: int) -> None:

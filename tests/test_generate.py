@@ -1,66 +1,20 @@
-"""The generate loop: reuse of the KV cache, chunks, stops, ends and failures on a fake model, then the real one."""
+"""The generate loop on a fake model: reuse of the KV cache, chunks, stops, ends and failures."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import real_model
-from exporter.native import NativeSession, RustTokenizer
-from fake_model import EOS, FakeSession, FakeTokenizer, babble, says
-from handbill.chat import Prompter
-from handbill.generate import Done, Drafter, Event, Generator, Piece, Prefill, TooLongError
-from handbill.sampling import Sampler, Settings
-from handbill.session import Candidates, SessionError
-
-GREEDY = Settings(temperature=0, max_tokens=20)
-
-
-def ticking() -> Callable[[], float]:
-    """A clock that advances by one second at every look."""
-    ticks = itertools.count()
-    return lambda: float(next(ticks))
-
-
-def generator(session: FakeSession, drafter: Drafter | None = None) -> Generator:
-    return Generator(session, FakeTokenizer(), [EOS], ticking(), drafter)
-
-
-async def collect(generator: Generator, prompt: str, settings: Settings) -> list[Event]:
-    return [event async for event in generator.answer(prompt, settings)]
-
-
-def ask(generator: Generator, prompt: str, settings: Settings = GREEDY) -> tuple[str, Done]:
-    """(text, Done) of an answer, with what always holds checked."""
-    events = asyncio.run(collect(generator, prompt, settings))
-    done = events[-1]
-    assert isinstance(done, Done)
-    assert not any(isinstance(event, Done) for event in events[:-1])
-    assert done.tokens == len(done.ids)
-    assert all(event.text for event in events if isinstance(event, Piece))
-    return "".join(event.text for event in events if isinstance(event, Piece)), done
-
-
-def reference(prompt: str, settings: Settings, model: Callable[[Sequence[int]], Candidates] = babble) -> list[int]:
-    """The answer's tokens, by computing everything anew for each of them."""
-    ids = FakeTokenizer().encode(prompt)
-    sampler = Sampler(settings, ids)
-    answer: list[int] = []
-    while len(answer) < settings.max_tokens:
-        token = sampler.choose(model([*ids, *answer]))
-        if token == EOS:
-            break
-        answer.append(token)
-    return answer
+from asking import GREEDY, ask, collect, generator, reference
+from fake_model import EOS, FakeSession, FakeTokenizer, says
+from handbill.events import Done, Event, Piece, Prefill
+from handbill.generate import Generator, TooLongError
+from handbill.sampling import Settings
+from handbill.session import SessionError
 
 
 def test_an_answer_comes_in_events() -> None:
@@ -142,6 +96,35 @@ def test_an_edited_prompt_goes_back_to_the_common_prefix() -> None:
     _, done = ask(generate, "the same beginning, another")
     assert done.reused_tokens == len("the same beginning, ")
     assert done.ids == reference("the same beginning, another", GREEDY)
+
+
+def test_another_adapter_reads_the_conversation_again() -> None:
+    session = FakeSession()
+    generate = generator(session)
+    _, first = ask(generate, "x" * 40)
+    asyncio.run(generate.adapt("legal"))
+    assert generate.cached == () and session.ids == []
+    _, again = ask(generate, "x" * 40)
+    assert (again.reused_tokens, again.ids) == (0, first.ids)
+
+
+def test_an_adapter_that_cannot_be_had_leaves_the_cache() -> None:
+    generate = generator(FakeSession())
+    ask(generate, "x" * 40)
+    with pytest.raises(SessionError, match="missing"):
+        asyncio.run(generate.adapt("missing"))
+    assert ask(generate, "x" * 40)[1].reused_tokens == 39
+
+
+def test_no_adapter_changes_in_mid_answer() -> None:
+    generate = generator(FakeSession())
+
+    async def go() -> None:
+        async for _ in generate.answer("x", GREEDY):
+            with pytest.raises(RuntimeError, match="still being written"):
+                await generate.adapt("legal")
+
+    asyncio.run(go())
 
 
 PROMPTS = st.lists(st.text(alphabet="ab", min_size=1, max_size=40), min_size=1, max_size=4)
@@ -284,145 +267,6 @@ def test_a_failed_step_is_passed_on_and_the_next_answer_starts_afresh(step: int)
     _, done = ask(generate, "x" * 10)
     assert done.reused_tokens == 0
     assert done.ids == reference("x" * 10, GREEDY)
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_an_output_that_is_no_number_is_a_fault_and_is_forgotten(broken: float) -> None:
-    session = FakeSession(lambda ids: Candidates([1, 2], [1.0, broken if len(ids) == 12 else 0.0]))
-    generate = generator(session)
-    with pytest.raises(SessionError, match="not a number") as failure:
-        ask(generate, "x" * 10)
-    assert failure.value.kind == "device"
-    assert session.ids == [] and generate.cached == ()
-
-
-class Oracle:
-    """Drafts that are right as often as ``pattern`` says; its guesses come from the reference answer."""
-
-    def __init__(self, prompt: str, answer: list[int], pattern: Iterator[bool]) -> None:
-        self.answer = [*answer, EOS]
-        self.prompt = len(FakeTokenizer().encode(prompt))
-        self.pattern = pattern
-        self.most = 0
-
-    def draft(self, ids: Sequence[int], most: int) -> list[int]:
-        assert most > 0
-        self.most = max(self.most, most)
-        at = len(ids) - self.prompt
-        return [token if next(self.pattern) else 0 for token in self.answer[at : at + 5]]
-
-    def learn(self, drafted: int, accepted: int, seconds: float) -> None:
-        assert 0 <= accepted <= drafted
-        assert seconds > 0
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.booleans(), min_size=1, max_size=9), st.sampled_from([0.0, 1.0]), st.integers(1, 25), st.integers(2, 9)
-)
-def test_drafts_right_or_wrong_do_not_change_the_answer(
-    pattern: list[bool], temperature: float, most: int, chunk: int
-) -> None:
-    sampling = Settings(temperature, seed=3, repetition_penalty=1.1, max_tokens=most)
-    want = reference("prompt", sampling)
-    session = FakeSession(chunk=chunk, context=22)
-    generate = generator(session, Oracle("prompt", want, itertools.cycle(pattern)))
-    _, done = ask(generate, "prompt", sampling)
-    assert done.ids == want[:17]
-    assert done.reason == ("length" if most <= 17 else "context")
-    assert list(generate.cached) == session.ids
-    assert session.ids == list(b"prompt")[:6] + want[: session.length - 6]
-
-
-def test_a_right_draft_saves_steps_and_ends_at_eos() -> None:
-    session = FakeSession(says("The same again.", "x"))
-    drafter = Oracle("x", list(b"The same again."), itertools.repeat(True))
-    text, done = ask(generator(session, drafter), "x")
-    assert (text, done.reason) == ("The same again.", "eos")
-    assert len(session.steps) <= 1 + 4
-
-
-Real = tuple[NativeSession, RustTokenizer, Prompter, list[int]]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    """The real model in float32, where chunks do not matter (see real_model.exact_session)."""
-    manifest = real_model.manifest()
-    session = real_model.exact_session(tmp_path_factory.mktemp("exact"), context=512)
-    tokenizer = RustTokenizer.open(real_model.FOLDER)
-    yield session, tokenizer, Prompter(manifest, datetime.now, tokenizer.added), manifest.eos_ids
-    session.close()
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def anew(session: NativeSession, ids: list[int], eos_ids: Sequence[int], most: int) -> list[int]:
-    """Greedy tokens with the whole prompt prefilled again for every one of them, from full logits."""
-    answer: list[int] = []
-    while len(answer) < most:
-        session.rewind(0)
-        token = int(np.argmax(session.logits([*ids, *answer])[0]))
-        if token in eos_ids:
-            break
-        answer.append(token)
-    session.rewind(0)
-    return answer
-
-
-@pytest.mark.model
-def test_the_real_models_answer_is_that_of_computing_everything_anew(real: Real) -> None:
-    session, tokenizer, prompter, eos_ids = real
-    prompt = prompter.prompt([user("What is the capital of France?")])
-    want = anew(session, tokenizer.encode(prompt), eos_ids, 8)
-    generate = Generator(session, tokenizer, eos_ids, ticking())
-    text, done = ask(generate, prompt, Settings(temperature=0, max_tokens=8))
-    assert done.ids == want
-    assert text == tokenizer.decode(done.ids)
-    assert "Paris" in text
-
-
-@pytest.mark.model
-def test_the_real_models_second_turn_reuses_the_first(real: Real) -> None:
-    session, tokenizer, prompter, eos_ids = real
-    session.rewind(0)
-    generate = Generator(session, tokenizer, eos_ids, ticking())
-    greedy = Settings(temperature=0, max_tokens=8)
-    first = [user("What is the capital of France?")]
-    text, done = ask(generate, prompter.prompt(first), greedy)
-    second = [*first, {"role": "assistant", "content": text}, user("And of Italy?")]
-    prompt = prompter.prompt(second)
-    _, turned = ask(generate, prompt, greedy)
-    assert turned.reused_tokens >= done.prompt_tokens + done.tokens - 1
-    fresh = Generator(session, tokenizer, eos_ids, ticking())
-    session.rewind(0)
-    assert ask(fresh, prompt, greedy)[1].ids == turned.ids
-
-
-@pytest.mark.model
-def test_the_shipped_graph_can_be_stopped_and_sampled() -> None:
-    manifest = real_model.manifest()
-    session, tokenizer = NativeSession.open(real_model.FOLDER, context=512), RustTokenizer.open(real_model.FOLDER)
-    generate = Generator(session, tokenizer, manifest.eos_ids, ticking())
-    prompt = Prompter(manifest, datetime.now, tokenizer.added).prompt([user("Tell me a story about a dragon.")])
-
-    async def three_pieces() -> Event:
-        pieces = 0
-        async for event in generate.answer(prompt, Settings(temperature=0)):
-            pieces += isinstance(event, Piece)
-            if pieces == 3:
-                generate.stop()
-        return event
-
-    done = asyncio.run(three_pieces())
-    assert isinstance(done, Done)
-    assert done.reason == "stopped" and done.tokens <= 5
-    assert session.length == len(generate.cached) == done.prompt_tokens + done.tokens - 1
-    sampled = Settings(temperature=0.9, seed=11, max_tokens=8)
-    assert ask(generate, prompt, sampled)[1].ids == ask(generate, prompt, sampled)[1].ids
-    session.close()
 
 
 def test_after_forgetting_nothing_is_reused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -10,12 +12,15 @@ import pytest
 import torch
 
 import cpu_session
+import tiny_checkpoint
 import tiny_gguf
+import tiny_gguf_families
 from exporter import gguf_blocks, graph
 from exporter.checkpoint import open_checkpoint
 from exporter.errors import ExportError
+from exporter.estimate import estimate
 from exporter.export import export
-from exporter.gguf_file import GGUFTensor
+from exporter.gguf_file import GGUFTensor, GGUFWeights
 from exporter.native import NativeSession
 from exporter.skeleton import matrices, skeleton, whole_model
 from exporter.verify import TOLERANCE
@@ -63,16 +68,15 @@ def test_float_kinds_have_no_exact_form() -> None:
     assert torch.equal(tensor.weights(), torch.ones(4, 32))
 
 
-@pytest.mark.parametrize("family", tiny_gguf.FAMILIES)
+@pytest.mark.parametrize("family", tiny_gguf_families.FAMILIES)
 def test_every_architecture_is_the_model_it_was(family: str, tmp_path: Path) -> None:
     """Names, row order, norms, biases, windows, caps, scales and rotary: eager torch says the very same logits."""
     tiny_gguf.write(tmp_path / "tiny.gguf", ["F32"], family, table="F32")
     checkpoint = open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)
     ids = torch.randint(0, 512, (1, 200), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found, expected = (
-            each(ids).logits for each in (whole_model(checkpoint.config, checkpoint.weights), tiny_gguf.model(family))
-        )
+        read, made = whole_model(checkpoint.config, checkpoint.weights), tiny_gguf_families.model(family)
+        found, expected = (each(ids).logits for each in (read, made))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -118,9 +122,60 @@ def test_a_mixed_file_runs_on_both_runtimes(tmp_path: Path) -> None:
     session = NativeSession(target / "exact.onnx", manifest.kv, 64)
     expected = session.logits(ids, 16)
     session.close()
-    _, (answer,) = cpu_session.run(target, [{"ids": ids, "positions": 16, "logits": True}], build="plain")
-    # An int8 KV cache moves this random model's logits by two per cent; a fault does by far more.
-    assert np.linalg.norm(answer.logits - expected) / np.linalg.norm(expected) < 0.03
+    _, (answer,) = cpu_session.run(target, [{"ids": ids, "positions": 16, "logits": True}])
+    # 13 bits of keys and values move this random model's logits by less than a thousandth; a fault does by far more.
+    assert np.linalg.norm(answer.logits - expected) / np.linalg.norm(expected) < 1e-3
+
+
+# Rows in another order and scaled frequencies, norms less 1, fused matrices and two rotary tables, norms with biases:
+# what a family's GGUF has that its checkpoint has not. The graphs themselves are test_export_architectures' business.
+@pytest.mark.parametrize("family", ["llama3", "gemma3", "phi3-longrope", "stablelm"])
+def test_families_go_through_the_whole_exporter(family: str, tmp_path: Path) -> None:
+    """Blocks of every size that their few columns allow, and floats, mixed in one file, up to gate and report."""
+    kinds = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16"]
+    tiny_gguf.write(tmp_path / "tiny.gguf", kinds, family)
+    checkpoint = open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)
+    target = export(str(tmp_path / "tiny.gguf"), tmp_path / "models", tmp_path, context=tiny_checkpoint.CONTEXT)
+    manifest = Manifest.from_json((target / "manifest.json").read_text("utf-8"))
+    checked = manifest.verification
+    assert max(checked.prefill, checked.chunked, checked.decode) <= checked.allowed == TOLERANCE
+    assert checked.tokens == 256
+    stored = dict(re.findall(r'<td class="name">(\S+)</td>.*?<td>([^<]+)</td>', report_of(target), re.DOTALL))
+    expected = {}
+    for matrix in matrices(skeleton(checkpoint.config, checkpoint.weights), checkpoint.weights):
+        blocks = matrix.blocks()
+        expected[matrix.name] = "GPTQ, 4 bit" if blocks is None else blocks.method
+    assert stored == expected
+    assert set(expected.values()) == {"GPTQ, 4 bit", *(f"GGUF {kind}, exact" for kind in kinds[:-1])}
+
+
+def report_of(folder: Path) -> str:
+    """The part of an export's report that lists its matrices."""
+    return (folder / "report.html").read_text("utf-8").partition("Every matrix")[2]
+
+
+def test_what_the_architecture_does_not_have_is_refused(tmp_path: Path) -> None:
+    """StableLM 2 12B has norms of q that its 1.6B, and the config of both, know nothing of."""
+    tiny_gguf.write(tmp_path / "tiny.gguf", more_tensors=["blk.0.attn_q_norm.weight", "blk.1.attn_q_norm.weight"])
+    with pytest.raises(ExportError, match=r"tiny.gguf holds blk.0.attn_q_norm.weight and 1 more, which a model of its"):
+        export(str(tmp_path / "tiny.gguf"), tmp_path / "models", tmp_path)
+    tiny_gguf.write(tmp_path / "tiny.gguf", more_tensors=["blk.0.attn_rot_embd.weight"])
+    checkpoint = open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)
+    skeleton(checkpoint.config, checkpoint.weights)
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_1"])
+def test_an_untied_head_with_minima_stays_as_it_is(kind: str, tmp_path: Path) -> None:
+    """It is multiplied with, and not looked up, as an embedding is."""
+    tiny_gguf.write(tmp_path / "tiny.gguf", [kind], "qwen3")
+    target = export(str(tmp_path / "tiny.gguf"), tmp_path / "models", tmp_path)
+    manifest = Manifest.from_json((target / "manifest.json").read_text("utf-8"))
+    assert manifest.quantization.method == f"GGUF {kind}, exact; embedding: GGUF Q8_0, exact"
+    assert manifest.plan == "plan.json"
+    weights = open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path).weights
+    assert isinstance(weights, GGUFWeights)
+    found = estimate(weights.config, form=weights.first_row)
+    assert round(found.bits_per_weight, 4) == manifest.quantization.bits_per_weight
 
 
 def test_an_embedding_with_minima_is_rounded_anew(tmp_path: Path) -> None:
@@ -184,13 +239,35 @@ def test_an_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)
 
 
+def test_what_is_refused_is_not_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would read gigabytes, to say what the head of the file already says."""
+    hashed: list[Path] = []
+    monkeypatch.setattr("exporter.fetch.sha256", lambda path: hashed.append(path) or "0" * 64)
+    tiny_gguf.write(tmp_path / "tiny.gguf", architecture="mamba")
+    with pytest.raises(ExportError, match="architecture 'mamba'"):
+        open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)
+    assert hashed == []
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    assert open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path).source.revision == "0" * 64
+
+
 def test_an_unknown_quant_is_refused_by_name(tmp_path: Path) -> None:
     tiny_gguf.write(tmp_path / "tiny.gguf", ["Q4_K", "TQ2_0"], "llama-wide")
     with pytest.raises(ExportError, match=r"stores blk\.\S+ as TQ2_0, which cannot be read .Q4_0, "):
         open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)
 
 
-def test_other_rotary_scaling_than_llamas_is_refused(tmp_path: Path) -> None:
-    tiny_gguf.write(tmp_path / "tiny.gguf", divisors=np.linspace(1, 3, 8, dtype=np.float32))
-    with pytest.raises(ExportError, match="in a way that is not Llama 3's"):
+@pytest.mark.parametrize(
+    ("family", "changes", "says"),
+    [
+        ("llama", {"divisors": np.linspace(1, 3, 8, dtype=np.float32)}, "in a way that is not Llama 3's"),
+        ("phi3-longrope", {"metadata": {"rope.scaling.attn_factor": 1.5}}, "in a way that is not Phi-3's longrope"),
+        ("phi3-longrope", {"metadata": {"rope.dimension_count": 8}}, "in a way that is not Phi-3's longrope"),
+        ("phi3", {"more_tensors": ["rope_factors_long.weight"]}, "in a way that is not Phi-3's longrope"),
+        ("llama", {"more_tensors": ["rope_factors_long.weight"]}, "in a way that is not Phi-3's longrope"),
+    ],
+)
+def test_other_rotary_scaling_is_refused(family: str, changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    tiny_gguf.write(tmp_path / "tiny.gguf", family=family, **changes)
+    with pytest.raises(ExportError, match=says):
         open_checkpoint(str(tmp_path / "tiny.gguf"), tmp_path)

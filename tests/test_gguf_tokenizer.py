@@ -10,12 +10,13 @@ import pytest
 from tokenizers import Tokenizer
 
 import lenml
+import real_model
 import tiny_checkpoint
 import tiny_gguf
 from exporter.checkpoint import open_checkpoint
 from exporter.errors import ExportError
 from exporter.gguf_pre_tokenizers import PRE_TOKENIZERS
-from exporter.gguf_tokenizer import build_tokenizer
+from exporter.gguf_tokenizer import build_tokenizer, end_ids
 from test_tokenizer import in_browser
 from tricky_strings import STRINGS
 
@@ -81,13 +82,29 @@ def metadata_of(family: str) -> Metadata:
 
 @pytest.mark.parametrize("family", [name for name in lenml.FAMILIES if name != "gemma"])  # its vocabulary is gemma2's
 def test_ids_are_those_of_the_familys_own_tokenizer(family: str, tmp_path: Path) -> None:
-    built = build_tokenizer(metadata_of(family))
+    assert_same(build_tokenizer(metadata_of(family)), family, tmp_path)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("model", "family"), [("gemma-3-270m", "gemma3")])
+def test_a_real_ggufs_ids_are_those_of_its_familys_own_tokenizer(model: str, family: str, tmp_path: Path) -> None:
+    """The vocabulary as llama.cpp's converter really wrote it, and the tokenizer.json that an export has made of it.
+
+    Of a text nothing is left out: the converter calls <mask> and the unused tokens control, where the family does not.
+    """
+    manifest = real_model.manifest(model)
+    built = Tokenizer.from_file(str(real_model.MODELS / model / manifest.tokenizer))
+    assert_same(built, family, tmp_path, skip_special_tokens=False)
+
+
+def assert_same(built: Tokenizer, family: str, tmp_path: Path, skip_special_tokens: bool = True) -> None:
+    """``built`` says what the tokenizer.json of ``family`` says, here and in the browser's library."""
     own = Tokenizer.from_file(str(lenml.tokenizer_path(family)))
     strings = [*STRINGS, *MORE]
     ids = [own.encode(text, add_special_tokens=False).ids for text in strings]
-    assert [built.encode(text).ids for text in strings] == ids
+    assert [built.encode(text, add_special_tokens=False).ids for text in strings] == ids
     for each in ids:
-        assert built.decode(each) == own.decode(each)
+        assert built.decode(each, skip_special_tokens) == own.decode(each, skip_special_tokens)
     built.save(str(tmp_path / "tokenizer.json"))
     in_page, texts = in_browser(tmp_path / "tokenizer.json", strings, ids)
     assert in_page == ids
@@ -120,6 +137,19 @@ def test_a_byte_that_is_no_token_falls_back_and_an_unknown_one_without_bytes_is_
     assert tokenizer.encode("aé").tokens == ["▁", "a", "<0xC3>", "<0xA9>"]
     assert tokenizer.decode(tokenizer.encode("aé").ids) == "aé"
     assert tokenizer.encode("z").tokens == ["▁", "<unk>"]
+
+
+def test_an_answer_ends_where_llama_cpp_ends_it() -> None:
+    """What the metadata names, and control tokens that are known by their text."""
+    ends = ["<|end|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>"]
+    tokens = ["<|endoftext|>", *ends, "<|im_start|>", "a", "<|eom_id|>"]
+    kinds = [CONTROL] * 6 + [NORMAL] * 2
+    values = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
+    assert end_ids(Metadata(values)) == [1, 2, 3, 4]
+    named = {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 1, "tokenizer.ggml.eom_token_id": 7}
+    assert end_ids(Metadata(values | named)) == [0, 1, 2, 3, 4, 7]
+    values["tokenizer.ggml.token_type"] = [CONTROL, USER_DEFINED, *[NORMAL] * 6]
+    assert end_ids(Metadata(values)) == [1]
 
 
 TEXT = "I'M a12345 naïve ²x?!\n\n  end\t."

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import real_model
-from handbill.manifest import FORMAT, MAX_FILE_BYTES, Manifest, ManifestError
+from handbill.manifest import FORMAT, MAX_FILE_BYTES, Adapter, File, Licence, Manifest, ManifestError, Source
 from samples import make_manifest
 
 
@@ -60,6 +60,43 @@ def test_any_text_and_number_survives(title: str, template: str, eos_ids: list[i
     quantization = dataclasses.replace(make_manifest().quantization, bits_per_weight=figure)
     manifest = make_manifest(title=title, chat_template=template, eos_ids=eos_ids, quantization=quantization)
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def with_adapters(**changes: Any) -> Manifest:
+    adapter = Adapter(
+        name="legal",
+        title="Legal",
+        file="adapter-legal.safetensors",
+        rank=4,
+        source=Source("folder", "legal", "0" * 64),
+        licence=Licence("mit", "adapter-legal-LICENSE"),
+        difference=1e-6,
+    )
+    files = [File(name, 10, "0" * 64) for name in (adapter.file, adapter.licence.file)]
+    other = dataclasses.replace(adapter, **({"name": "notes", "title": "Notes"} | changes))
+    return make_manifest(adapters=[adapter, other], files=[*make_manifest().files, *files], format=FORMAT)
+
+
+def test_adapters_are_of_a_format_of_their_own() -> None:
+    manifest = with_adapters()
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert json.loads(manifest.to_json())["format"] == 3
+    plain = json.loads(make_manifest().to_json())
+    assert "adapters" not in plain and plain["format"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "legal"}, "adapters without names of their own"),
+        ({"name": ""}, "adapters without names of their own"),
+        ({"rank": 0}, "rank below 1"),
+        ({"file": "adapter-notes.safetensors"}, "does not list adapter-notes.safetensors"),
+        ({"licence": Licence("mit", "gone")}, "does not list gone"),
+    ],
+)
+def test_adapters_that_cannot_be_told_apart_or_read_are_refused(changes: dict[str, Any], words: str) -> None:
+    refused(json.loads(with_adapters(**changes).to_json()), words)
 
 
 def test_fields_with_a_default_may_be_left_out() -> None:

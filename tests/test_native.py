@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -17,7 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import tiny_graph
 from exporter import native
 from exporter.native import NativeSession, RustTokenizer
-from handbill.generate import Done, Generator
+from handbill.events import Done
+from handbill.generate import Generator
 from handbill.sampling import Settings
 from handbill.session import SessionError
 from handbill.speculate import PromptLookup
@@ -87,12 +89,21 @@ def test_candidates_are_the_64_largest_logits_of_each_position(session: NativeSe
         np.testing.assert_allclose(got.logits, np.sort(row)[::-1][:64], atol=5e-6)
 
 
-@pytest.mark.parametrize(("count", "positions"), [(0, 1), (301, 1), (4, 5), (4, 0)])
+@pytest.mark.parametrize(("count", "positions"), [(0, 1), (301, 1), (4, 5), (4, -1)])
 def test_a_wrong_count_is_refused(session: NativeSession, count: int, positions: int) -> None:
     session.rewind(0)
     with pytest.raises(ValueError, match="Cannot step"):
         session.logits([1] * count, positions)
     assert session.length == 0
+
+
+def test_a_step_without_positions_is_refused_but_tokens_may_go_in_without_logits(session: NativeSession) -> None:
+    with pytest.raises(ValueError, match="at least one position"):
+        asyncio.run(session.step([1, 2], positions=0))
+    assert session.length == 0
+    ids = ids_of(9)
+    assert session.logits(ids[:6], positions=0).shape == (0, tiny_graph.VOCABULARY)
+    np.testing.assert_allclose(session.logits(ids[6:]), tiny_graph.logits(ids)[-1:], atol=5e-6)
 
 
 @pytest.mark.parametrize("length", [-1, 6])
@@ -112,6 +123,18 @@ def test_a_failed_step_leaves_the_cache_as_it_was(session: NativeSession) -> Non
     assert failure.value.kind == "internal"
     assert session.length == 5
     np.testing.assert_allclose(session.logits(ids[5:]), tiny_graph.logits(ids)[-1:], atol=5e-6)
+
+
+def test_a_model_that_computes_no_finite_numbers_says_so(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph)
+    (head,) = (each for each in model.graph.initializer if each.name == "head")
+    head.CopyFrom(onnx.numpy_helper.from_array(np.full(head.dims, np.inf, np.float32), "head"))
+    onnx.save(model, tmp_path / "model.onnx")
+    session = NativeSession(tmp_path / "model.onnx", tiny_graph.KV, context=100, threads=1)
+    with pytest.raises(SessionError, match="no finite numbers") as failure:
+        asyncio.run(session.step(ids_of(3)))
+    assert (failure.value.kind, session.length) == ("manifest", 0)
+    session.close()
 
 
 def test_the_cache_is_written_in_place(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:

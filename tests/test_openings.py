@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import kernel_graph
 from cpu_session import FaultError
 from exporter import graph, plan
 from fake_model import EOS, FakeSession, FakeTokenizer
-from handbill.generate import Done, Generator, Prefill
+from handbill.events import Done, Event, Prefill
+from handbill.generate import PREPARED, Generator
 from handbill.openings import LEAST, Openings
 from handbill.sampling import Settings
 from kernel_graph import Shape
@@ -24,9 +26,9 @@ SHAPES = {"llama": Shape(), "odd_head": Shape(head_dim=80, kv_heads=1), "wide_he
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(("build", "threads"), [("relaxed", 1), ("plain", 2)])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("length", [1, 31, 45, 64])
-def test_a_snapshot_is_what_prefill_computed(tmp_path: Path, name: str, build: str, threads: int, length: int) -> None:
+def test_a_snapshot_is_what_prefill_computed(tmp_path: Path, name: str, threads: int, length: int) -> None:
     shape = SHAPES[name]
     model = kernel_graph.build(tmp_path, shape)
     plan.write(graph.load(model), tmp_path / "plan.json")
@@ -36,15 +38,15 @@ def test_a_snapshot_is_what_prefill_computed(tmp_path: Path, name: str, build: s
         {"ids": ids[:length]},
         {**after, "snapshot": length},
         {"ids": ids[::-1], "rewind": 0},
-        {**after, "restore": {"length": length}},
+        {**after, "restore": {"ids": ids[:length]}},
     ]
-    elsewhere = [{"ids": ids[::-1]}, {**after, "restore": {"length": length}}]  # in a memory laid out otherwise
-    refused = [{"ids": ids[:5]}, {**after, "restore": {"length": length, "skip": 1}}, {**after, "rewind": 5}]
+    elsewhere = [{"ids": ids[::-1]}, {**after, "restore": {"ids": ids[:length]}}]  # in a memory laid out otherwise
+    refused = [{"ids": ids[:5]}, {**after, "restore": {"ids": ids[:length], "skip": 1}}, {**after, "rewind": 5}]
     results = cpu_session.run_all(
         [
-            cpu_session.case(tmp_path, steps, build=build, threads=threads),
-            cpu_session.case(tmp_path, elsewhere, build=build, threads=threads, architecture={"context": 96}),
-            cpu_session.case(tmp_path, refused, build=build, threads=threads),
+            cpu_session.case(tmp_path, steps, threads=threads),
+            cpu_session.case(tmp_path, elsewhere, threads=threads, architecture={"context": 96}),
+            cpu_session.case(tmp_path, refused, threads=threads),
         ]
     )
     first, second, third = [[] if isinstance(result, FaultError) else result[1] for result in results]
@@ -69,12 +71,12 @@ class Shelf:
     async def save(self, name: str, length: int) -> None:
         self.files[name] = self.session.ids[:length]
 
-    async def restore(self, name: str, length: int) -> bool:
+    async def restore(self, name: str, ids: Sequence[int]) -> bool:
         if name in self.broken:
             del self.files[name]
             return False
         self.session.ids[:] = self.files[name]
-        assert len(self.session.ids) == length
+        assert self.session.ids == list(ids)
         return True
 
 
@@ -115,6 +117,24 @@ def test_another_beginning_finds_nothing() -> None:
     assert asyncio.run(openings.recall(same[: len(SYSTEM) - 1], 0)) == 0
 
 
+def test_an_opening_is_of_one_adapter() -> None:
+    shelf = Shelf(FakeSession())
+    asyncio.run(visit(shelf, "Who?"))
+    generator = Generator(shelf.session, FakeTokenizer(), [EOS], lambda: 0.0, openings=Openings(shelf))
+
+    async def reused(adapter: str) -> int:
+        shelf.session.ids.clear()
+        await generator.adapt(adapter)
+        events = [event async for event in generator.answer(SYSTEM + "Who?", GREEDY)]
+        await generator.keep_opening(f"{SYSTEM}Yes", f"{SYSTEM}Why")
+        assert isinstance(events[-1], Done)
+        return events[-1].reused_tokens
+
+    adapters = ["legal", "notes", "legal", "", "notes"]
+    assert [asyncio.run(reused(adapter)) for adapter in adapters] == [0, 0, len(SYSTEM), len(SYSTEM), len(SYSTEM)]
+    assert len(shelf.files) == 3
+
+
 def test_a_damaged_opening_is_computed_anew() -> None:
     shelf = Shelf(FakeSession())
     first, _ = asyncio.run(visit(shelf, "Who?"))
@@ -146,3 +166,62 @@ def test_only_what_the_cache_begins_with_is_kept() -> None:
 
     asyncio.run(go())
     assert not shelf.files
+
+
+QUESTIONS = ("Who are you, and why?", "Is this a lighthouse?")
+
+
+def test_what_was_read_ahead_is_not_read_when_it_is_asked() -> None:
+    shelf = Shelf(FakeSession())
+    reader = Generator(shelf.session, FakeTokenizer(), [EOS], lambda: 0.0, openings=Openings(shelf))
+
+    async def prepare() -> list[bool]:
+        return [await reader.prepare(SYSTEM + question) for question in QUESTIONS]
+
+    assert asyncio.run(prepare()) == [True, True]
+    assert sum(tokens for tokens, _ in shelf.session.steps) == len(SYSTEM + QUESTIONS[0]) + len(QUESTIONS[1]) - 2
+    computed = len(shelf.session.steps)
+    assert asyncio.run(prepare()) == [True, True] and len(shelf.session.steps) == computed
+    for question in QUESTIONS:
+        done, progress = asyncio.run(visit(shelf, question))
+        assert (done.reused_tokens, progress.total) == (len(SYSTEM + question) - 1, 1)
+        alone, _ = asyncio.run(visit(Shelf(FakeSession()), question))
+        assert done.ids == alone.ids
+
+
+def test_reading_ahead_ends_within_a_step_when_somebody_asks() -> None:
+    shelf = Shelf(FakeSession(chunk=128))
+    reader = Generator(shelf.session, FakeTokenizer(), [EOS], lambda: 0.0, openings=Openings(shelf))
+
+    def come() -> None:
+        if len(shelf.session.steps) == 2:
+            reader.stop()
+
+    shelf.session.on_step = come
+
+    async def go() -> tuple[bool, list[Event]]:
+        done = await reader.prepare(SYSTEM * 3)
+        assert await reader.prepare("") and await reader.prepare("x" * 600)  # Not worth it, and too long.
+        return done, [event async for event in reader.answer(SYSTEM * 3, GREEDY)]
+
+    done, events = asyncio.run(go())
+    assert not done and not shelf.files
+    assert shelf.session.steps[:2] == [(PREPARED, 1)] * 2
+    assert isinstance(events[-1], Done) and events[-1].reused_tokens == 2 * PREPARED
+    alone, _ = asyncio.run(visit(Shelf(FakeSession()), SYSTEM * 2))
+    assert events[-1].ids == alone.ids
+
+
+def test_nothing_is_read_ahead_during_an_answer_or_where_nothing_can_be_kept() -> None:
+    shelf = Shelf(FakeSession())
+    reader = Generator(shelf.session, FakeTokenizer(), [EOS], lambda: 0.0, openings=Openings(shelf))
+
+    async def go() -> None:
+        async for _ in reader.answer(SYSTEM, GREEDY):
+            assert not await reader.prepare(SYSTEM + QUESTIONS[0])
+
+    asyncio.run(go())
+    assert not shelf.files
+    session = FakeSession()
+    bare = Generator(session, FakeTokenizer(), [EOS], lambda: 0.0)
+    assert not asyncio.run(bare.prepare(SYSTEM + QUESTIONS[0])) and not session.steps

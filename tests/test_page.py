@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -16,7 +17,8 @@ import real_model
 from exporter import graph
 from exporter.native import NativeSession, RustTokenizer
 from handbill.chat import Prompter
-from handbill.generate import Done, Generator
+from handbill.events import Done
+from handbill.generate import Generator
 from handbill.sampling import Settings
 from links import link
 from tabs import Tab
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.page, pytest.mark.model]
 QUESTION = "What is the capital of France?"
 PLAIN_QUESTION = "What is gravity?"
 GREEDY = {"temperature": 0, "max_tokens": 16}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def native_answer(folder: Path, question: str) -> list[int]:
@@ -145,23 +148,29 @@ def test_a_tab_that_sleeps_in_mid_answer_goes_on(chromium: Browser, site: str) -
     tab.page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_screenshots(chromium: Browser, site: str, width: int, scheme: Literal["light", "dark"]) -> None:
+def test_screenshots(chromium: Browser, site: str) -> None:
     """Nothing sticks out sideways and a finger hits every button; the pictures are for people to look at."""
-    context = chromium.new_context(viewport={"width": width, "height": 820}, color_scheme=scheme)
+    context = chromium.new_context()
     tab = Tab(context.new_page(), site)
+    page = tab.page
+
+    def shoot(name: str) -> None:
+        for width, scheme in itertools.product((1280, 390), SCHEMES):
+            page.set_viewport_size({"width": width, "height": 820})
+            page.emulate_media(color_scheme=scheme)
+            tab.shoot(f"{name}-{width}-{scheme}")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            small = page.evaluate(
+                """() => [...document.querySelectorAll("button, input, select, textarea")]
+                    .map((element) => [element.id || element.textContent, element.getBoundingClientRect().height])
+                    .filter(([, height]) => height > 0 && height < 44)"""
+            )
+            assert small == []
+
     tab.open("?model=smollm2-135m", settings={"temperature": 0, "max_tokens": 160})
-    tab.shoot(f"first-{width}-{scheme}")
+    shoot("first")
     tab.ask("List three ways to save water.")
-    tab.shoot(f"chat-{width}-{scheme}")
-    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    small = tab.page.evaluate(
-        """() => [...document.querySelectorAll("button, input, select, textarea")]
-            .map((element) => [element.id || element.textContent, element.getBoundingClientRect().height])
-            .filter(([, height]) => height > 0 && height < 44)"""
-    )
-    assert small == []
-    tab.page.click("#open-settings")
-    tab.shoot(f"settings-{width}-{scheme}")
+    shoot("chat")
+    page.click("#open-settings")
+    shoot("settings")
     context.close()

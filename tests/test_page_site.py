@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from pathlib import Path
 
@@ -10,7 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Playwright, Route
 
 import tabs
+from fault_server import Corrupt
 from handbill.manifest import NAME, Manifest
+from lone_page import ask, lone_page, say
 from tabs import Mischief, Tab
 
 pytestmark = pytest.mark.page
@@ -36,57 +38,25 @@ def test_the_page_reacts_before_python_is_there(chromium: Browser, tiny_site: Pa
         tab.page.fill("#message", "Hello")
         tab.page.press("#message", "Enter")
         assert "Waiting for the model" in tab.page.inner_text(".answer")
-        tab.page.wait_for_function("() => window.handbill")
+        for _ in range(600):
+            if held:
+                break
+            tab.page.wait_for_timeout(50)
         held[0].continue_()
         assert tab.answer(0)["ids"]  # What was sent early is answered once the model is there.
         assert tab.outside == []
         tab.page.close()
 
 
-def test_a_second_visit_downloads_nothing(chromium: Browser, tiny_site: Path) -> None:
-    mischief = Mischief()
-    shard = weights_of(tiny_site)
-    with tabs.serving(tiny_site, mischief) as address:
-        tab = Tab(chromium.new_page(), address)
-        tab.open()
-        assert [name for name, _ in mischief.asked].count(shard) == 1
-        tab.page.reload()
-        tab.ready()
-        assert [name for name, _ in mischief.asked].count(shard) == 1
-        tab.page.close()
-
-
-def test_a_corrupted_shard_is_fetched_again_once(chromium: Browser, tiny_site: Path) -> None:
-    shard = weights_of(tiny_site)
-    mischief = Mischief(corrupt={shard: 1})
-    with tabs.serving(tiny_site, mischief) as address:
-        tab = Tab(chromium.new_page(), address)
-        tab.open()
-        assert [name for name, _ in mischief.asked].count(shard) == 2
-        tab.page.close()
-
-
 def test_a_shard_that_stays_corrupted_has_its_sentence(chromium: Browser, tiny_site: Path) -> None:
     shard = weights_of(tiny_site)
-    with tabs.serving(tiny_site, Mischief(corrupt={shard: 99})) as address:
+    with tabs.serving(tiny_site, Mischief({shard: [Corrupt()] * 9})) as address:
         tab = Tab(chromium.new_page(), address)
         tab.open(wait=False)
         tab.page.locator("#alert").wait_for(timeout=tabs.LOADED_MS)
         assert "arrived damaged" in tab.alarm()
         assert shard in tab.alarm()
         tab.shoot("corrupted")
-        tab.page.close()
-
-
-def test_a_broken_download_goes_on_where_it_stopped(chromium: Browser, tiny_site: Path) -> None:
-    shard = weights_of(tiny_site)
-    mischief = Mischief(cut={shard: 1})
-    with tabs.serving(tiny_site, mischief) as address:
-        tab = Tab(chromium.new_page(), address)
-        tab.open()
-        ranges = [asked for name, asked in mischief.asked if name == shard]
-        assert ranges[0] is None
-        assert re.fullmatch(r"bytes=[1-9]\d*-", ranges[1] or "")
         tab.page.close()
 
 
@@ -121,6 +91,7 @@ def test_plain_http_in_a_local_network_runs_from_memory(chromium: Browser, tiny_
         tab.open("?runtime=wasm", settings=GREEDY)
         assert tab.page.evaluate("isSecureContext") is False
         assert "at each visit" in tab.page.inner_text("#fact-load")
+        assert "keeps nothing for this page" in tab.page.inner_text("#notice")
         assert tab.ask("Hello")["ids"]
         assert tab.outside == []
         tab.page.close()
@@ -128,7 +99,7 @@ def test_plain_http_in_a_local_network_runs_from_memory(chromium: Browser, tiny_
 
 def test_a_corrupted_shard_is_noticed_in_memory_too(chromium: Browser, tiny_site: Path) -> None:
     shard = weights_of(tiny_site)
-    with tabs.serving(tiny_site, Mischief(isolated=False, corrupt={shard: 99})) as address:
+    with tabs.serving(tiny_site, Mischief({shard: [Corrupt()] * 9}, isolated=False)) as address:
         tab = Tab(chromium.new_page(), address.replace("127.0.0.1", "handbill.test"))
         tab.open(wait=False)
         tab.page.locator("#alert").wait_for(timeout=tabs.LOADED_MS)
@@ -171,25 +142,25 @@ def test_stop_new_chat_again_and_copy(chromium: Browser, tiny_site: Path) -> Non
         context.close()
 
 
-def test_a_message_too_long_is_refused_in_words_and_given_back(chromium: Browser, tiny_site: Path) -> None:
-    with tabs.serving(tiny_site) as address:
-        tab = Tab(chromium.new_page(), address)
-        tab.open("?runtime=wasm", settings=GREEDY)
-        tab.page.fill("#message", "word " * 400)
-        tab.page.press("#message", "Enter")
-        tab.page.locator(".answer .fault").wait_for()
-        assert "too long" in tab.page.inner_text(".answer .fault")
-        assert tab.page.input_value("#message").startswith("word word")
-        tab.page.fill("#message", "")
-        assert tab.ask("Hello")["ids"]
-        tab.page.close()
+HEAR_PREFILL = """() => {
+  self.prefill = [];
+  new BroadcastChannel(handbill.channel).onmessage = ({ data }) => {
+    const message = JSON.parse(data);
+    if (message.kind === "progress" && message.stage === "prefill") self.prefill.push(message);
+  };
+}"""
+CHUNKS = {"wasm": 64, "webgpu": 24}
+"""Tokens that a step reads at most: sessions/choose.js', and what sessions/webgpu.js leaves SwiftShader of 256."""
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-gguf"])
 def test_webgpu_gives_the_tokens_of_wasm(
     playwright: Playwright, chromium: Browser, tiny_site: Path, model: str
 ) -> None:
-    """tiny-gguf: WebGPU takes no float zero points, and the graph that says them by sums has to mean the same."""
+    """tiny-gguf: WebGPU takes no float zero points, and the graph that says them by sums has to mean the same.
+
+    The second question is read in several chunks, each of which the page hears of.
+    """
     with tabs.serving(tiny_site) as address:
         answers: dict[str, list[list[int]]] = {}
         graphical = tabs.launch(playwright, gpu=True)
@@ -197,7 +168,13 @@ def test_webgpu_gives_the_tokens_of_wasm(
             tab = Tab(launched.new_page(), address)
             tab.open(f"?model={model}&runtime={runtime}", settings=GREEDY)
             assert ("WebGPU" in tab.ready()) == (runtime == "webgpu")
-            first, second = tab.ask("Hello"), tab.ask("And now?")
+            first = tab.ask("Hello")
+            tab.page.evaluate(HEAR_PREFILL)
+            second = tab.ask("And now? " * 12)
+            heard = tab.page.evaluate("self.prefill")
+            sizes = {after["done"] - before["done"] for before, after in itertools.pairwise(heard)}
+            assert len(heard) > 2 and max(sizes) <= CHUNKS[runtime]
+            assert [heard[0]["done"], heard[-1]["done"]] == [0, heard[0]["total"]]
             # A random model's bytes are no text, so the answer itself cannot be told again in the same tokens.
             assert second["reused"] > 0
             # Again rewinds the KV cache into its middle: the rest must not be seen.
@@ -208,42 +185,6 @@ def test_webgpu_gives_the_tokens_of_wasm(
             tab.page.close()
         graphical.close()
         assert answers["webgpu"] == answers["wasm"]
-
-
-HOSTILE = """
-<script>document.title = "stolen"</script>
-<img src="https://outside.test/x.png" onerror="document.title='stolen'">
-[a link](https://outside.test/?q=secret) <a href="javascript:document.title='stolen'">x</a>
-![picture](https://outside.test/y.png)
-<iframe src="https://outside.test/"></iframe><form action="https://outside.test/"><button>x</button></form>
-<style>body { background: url(https://outside.test/z.png) }</style>
-<svg onload="document.title='stolen'"></svg>
-
-**bold**
-"""
-
-
-def test_markdown_of_an_answer_can_load_and_open_nothing(chromium: Browser, tiny_site: Path) -> None:
-    with tabs.serving(tiny_site) as address:
-        tab = Tab(chromium.new_page(), address)
-        tab.open(wait=False)
-        html: str = tab.page.evaluate(
-            """async (text) => {
-                const { show } = await import("./markdown.js");
-                const place = document.createElement("div");
-                document.body.append(place);
-                show(place, text);
-                return place.innerHTML;
-            }""",
-            HOSTILE,
-        )
-        assert "<strong>bold</strong>" in html
-        assert "https://outside.test/?q=secret" in html  # Spelled out, for a reader to judge.
-        for forbidden in ("<a", "<img", "<script", "<iframe", "<form", "<style", "<svg", "onerror", "javascript:"):
-            assert forbidden not in html
-        assert tab.page.title() == "Handbill"
-        assert tab.outside == []
-        tab.page.close()
 
 
 def test_a_base_model_goes_on_with_the_text(chromium: Browser, tiny_site: Path) -> None:
@@ -286,13 +227,54 @@ def test_the_page_speaks_the_browsers_language_or_the_one_chosen(chromium: Brows
         context.close()
 
 
-@pytest.mark.parametrize("kept", ["no JSON", "[1]", '{"temperature": "hot", "system": 3, "max_tokens": null}'])
-def test_choices_that_somebody_else_wrote_are_left_out(chromium: Browser, tiny_site: Path, kept: str) -> None:
-    with tabs.serving(tiny_site) as address:
-        context = chromium.new_context()
-        tab = Tab(context.new_page(), address)
-        tab.page.add_init_script(f"localStorage.setItem('handbill settings ' + location.pathname, {json.dumps(kept)})")
-        tab.open("?runtime=wasm")
-        assert float(tab.page.input_value("#temperature")) >= 0
+KEPT: dict[str, dict[str, object]] = {
+    "no JSON": {},
+    "[1]": {},
+    '{"temperature": "hot", "system": 3, "max_tokens": null}': {},
+    '{"temperature": 1e999, "max_tokens": 2.5, "top_p": true}': {"max_tokens": 2.5},
+    '{"temperature": 99, "top_p": 0, "max_tokens": 0}': {"temperature": 99, "top_p": 0, "max_tokens": 0},
+}
+"""Choices that somebody else wrote, and what the page tells the engine of them: it knows what is no choice of its own,
+the engine what is out of range (test_sampling.py)."""
+
+HEAR = """(kinds) => {
+    self.heard = {};
+    const channel = new BroadcastChannel(handbill.channel);
+    channel.onmessage = ({ data }) => {
+        const message = JSON.parse(data);
+        if (kinds.includes(message.kind)) heard[message.kind] = message;
+    };
+}"""
+
+
+def test_choices_that_somebody_else_wrote_are_left_out(chromium: Browser, tiny_site: Path) -> None:
+    with lone_page(chromium, tiny_site) as tab:
+        page = tab.page
+        for kept, left in KEPT.items():
+            page.evaluate("(kept) => localStorage.setItem('handbill settings ' + location.pathname, kept)", kept)
+            page.reload()
+            page.wait_for_function("() => self.handbill?.up")
+            page.evaluate(HEAR, ["load", "ask"])
+            say(tab, {"kind": "booted", "python": "3"})
+            page.wait_for_function("() => heard.load")
+            assert page.evaluate("heard.load.settings") == left, kept
+            ask(
+                tab,
+                "Hello",
+                runtime="wasm 1",
+                refused=list(left),
+                generation={"temperature": 0.5, "top_p": 1, "max_tokens": 9},
+            )
+            page.wait_for_function("() => heard.ask")
+            assert page.evaluate("heard.ask.settings") == {}, kept
+            assert page.input_value("#temperature") == "0.5"
         assert tab.errors == []
-        context.close()
+
+
+def test_choices_in_range_stay_beside_those_that_are_not(chromium: Browser, tiny_site: Path) -> None:
+    with tabs.serving(tiny_site) as address:
+        tab = Tab(chromium.new_context().new_page(), address)
+        tab.open("?runtime=wasm", settings={"temperature": 99, "top_p": True, "system": 3, "max_tokens": 3})
+        assert len(tab.ask("Hello")["ids"]) == 3
+        assert tab.errors == []
+        tab.page.context.close()

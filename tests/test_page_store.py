@@ -34,6 +34,15 @@ def names(tab: Tab) -> set[str]:
     return set(listed)
 
 
+def wait_for_file(tab: Tab, sha256: str) -> None:
+    """Wait until a file is in OPFS."""
+    for _ in range(tabs.LOADED_MS // 100):
+        if sha256 in names(tab):
+            return
+        tab.page.wait_for_timeout(100)
+    raise AssertionError(f"{sha256} does not come")
+
+
 def overwrite(tab: Tab, name: str, *, keep: bool, at: int, data: list[int]) -> None:
     """Write ``data`` into the file ``name`` of OPFS from ``at`` on; ``keep`` what else it holds, or cut it there."""
     tab.page.evaluate(

@@ -105,7 +105,18 @@ def test_every_row_is_used() -> None:
     sources = [path for path in (ROOT / "web").glob("*.*") if path.suffix in {".py", ".js", ".html"}]
     sources += (ROOT / "web" / "templates").glob("*.html")
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    composed = ("fault.", "reason.", "turns.")
+    composed = (
+        "fault.",
+        "reason.",
+        "turns.",
+        "bill.why_",
+        "moved.",
+        "refusal.",
+        "runtime.",
+        "settings.runtime_",
+        "storage.item_",
+        "storage.state_",
+    )
     assert [row for row in TABLE if f'"{row}"' not in text and not row.startswith(composed)] == []
 
 
@@ -128,6 +139,22 @@ def test_another_language_changes_sentences_and_the_decimal_mark() -> None:
 
 
 @pytest.mark.parametrize(
+    ("where", "en", "de"),
+    [
+        ("cpu 1", "processor, one thread", "Prozessor, ein Thread"),
+        ("wasm 4", "processor (WASM), 4 threads", "Prozessor (WASM), 4 Threads"),
+        ("webgpu 1", "graphics chip (WebGPU)", "Grafikchip (WebGPU)"),
+    ],
+)
+def test_a_runtime_is_said_in_the_pages_language(where: str, en: str, de: str) -> None:
+    assert words.runtime(where) == en
+    assert en in words.moved("memory", where)
+    words.speak("de")
+    assert words.runtime(where) == de
+    assert de in words.moved("of some other kind", where)
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 kB"), (1, "1 kB"), (999_499, "999 kB"), (97_400_000, "97 MB"), (1_400_000_000, "1.40 GB")],
 )
@@ -143,6 +170,18 @@ def test_waiting_is_rounded(seconds: float, text: str) -> None:
 def test_a_download_shows_bytes_rate_and_time_left() -> None:
     message = {"stage": "download", "done": 43_000_000, "total": 97_000_000, "rate": 11_200_000, "seconds_left": 4.8}
     assert words.progress(message) == "Downloading · 43 MB of 97 MB · 11 MB/s · 5 s left"
+
+
+def test_a_download_that_waits_says_for_how_long() -> None:
+    message = {
+        "stage": "download",
+        "done": 43_000_000,
+        "total": 97_000_000,
+        "rate": 0,
+        "seconds_left": None,
+        "pause": 8,
+    }
+    assert words.progress(message) == "Downloading · 43 MB of 97 MB · no answer, trying again in 8 s"
 
 
 def test_without_a_rate_there_is_no_time_left() -> None:
@@ -164,6 +203,6 @@ def test_figures_of_an_answer() -> None:
 
 def test_only_whole_sentences_are_read_aloud() -> None:
     text = "It is Paris. And Rome is"
-    assert text[: words.sentences(text, 0)] == "It is Paris. "
-    assert words.sentences(text, 13) == 13
-    assert words.sentences("one\ntwo", 0) == 4
+    assert text[: words.sentences(text)] == "It is Paris. "
+    assert words.sentences(text[13:]) == words.sentences("") == words.sentences(" A.") == 0
+    assert words.sentences("one\ntwo") == 4

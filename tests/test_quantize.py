@@ -35,10 +35,9 @@ def test_a_grids_nearest_codes_are_those_of_rounding() -> None:
     for bits in (4, 8):
         plain, w = round_to_nearest(weights(columns=90), bits), weights(columns=90)
         grid = min_max(split(w), bits)
-        made = grid.pack(grid.codes(split(w)), w, "round to nearest")
+        made = grid.pack(grid.codes(split(w)), 90, "round to nearest")
         assert made.method == plain.method and made.form == plain.form
         assert torch.equal(made.dequantize(), plain.dequantize())
-        assert made.error == plain.error
 
 
 def test_half_quadratic_lowers_the_norm_that_it_is_for() -> None:
@@ -95,7 +94,7 @@ def test_inputs_that_never_occur_do_no_harm() -> None:
     x = inputs()
     x[:, 5] = 0
     made = Compensation(x).quantize(weights(), 4)
-    assert torch.isfinite(made.dequantize()).all() and made.error < 2.0
+    assert (made.dequantize() - weights()).abs().max() < 2.0  # and a number
 
 
 def test_bits_of_a_table_by_the_models_size() -> None:

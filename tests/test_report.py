@@ -7,7 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from exporter.report import Record, render
-from handbill.manifest import File, Greedy, Manifest, Verification
+from handbill.manifest import Adapter, File, Greedy, Licence, Manifest, Source, Verification
 from samples import make_manifest
 
 RECORDS = [
@@ -46,6 +46,14 @@ def test_it_asks_for_nothing_and_runs_nothing() -> None:
     assert not {"script", "link", "img", "iframe", "form", "object"} & {tag for tag, _ in page.tags}
     assert not [name for _, found in page.tags for name in found if name in ("src", "href") or name.startswith("on")]
     assert "://" not in text and "url(" not in text and "@import" not in text
+
+
+def test_adapters_have_a_table_of_their_own() -> None:
+    assert "Adapters" not in Page(render(manifest(), RECORDS)).words
+    adapter = Adapter("legal", "Legal <b>", "legal.bin", 4, Source("folder", "notes", "5e8"), Licence("mit"), 2.5e-5)
+    files = [*manifest().files, File("legal.bin", 12_345, "0" * 64)]
+    words = Page(render(replace(manifest(adapters=[adapter]), files=files), RECORDS)).words
+    assert "Legal <b> 4 12,345 2.5e-05 mit notes, 5e8" in words
 
 
 def test_every_figure_of_the_certificate_is_there() -> None:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from handbill.manifest import Generation
-from handbill.sampling import Sampler, Settings, SettingsError
+from handbill.sampling import Sampler, Settings, SettingsError, refused
 from handbill.session import Candidates
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -187,3 +187,16 @@ def test_a_message_overrides_the_models_defaults() -> None:
         Settings.from_message({"temprature": 1}, defaults)
     with pytest.raises(SettingsError, match="max_tokens should be at least 1"):
         Settings.from_message({"max_tokens": 0}, defaults)
+
+
+def test_settings_out_of_range_are_named_one_by_one() -> None:
+    good = {"temperature": 0, "top_p": 1, "max_tokens": 1}
+    assert refused(good, Generation()) == []
+    bad = {"temperature": 99, "top_p": 0, "max_tokens": 0}
+    for name, value in bad.items():
+        assert refused({**good, name: value}, Generation()) == [name]
+    assert refused(bad | {"seed": -1, "warmth": 3}, Generation()) == [*bad, "seed", "warmth"]
+    assert refused({"temperature": True, "max_tokens": 2.5, "top_p": None}, Generation()) == [
+        "temperature",
+        "max_tokens",
+    ]

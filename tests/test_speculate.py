@@ -17,11 +17,12 @@ from cpu_session import LiveSession
 from exporter.native import RustTokenizer
 from fake_model import EOS, FakeSession, FakeTokenizer, says
 from handbill.chat import Prompter
-from handbill.generate import Done, Generator
+from handbill.events import Done
+from handbill.generate import Generator
 from handbill.manifest import NAME
 from handbill.sampling import Settings
 from handbill.session import Candidates
-from handbill.speculate import _PAUSE, PromptLookup
+from handbill.speculate import PromptLookup
 
 
 def ready(longest: int = 4) -> PromptLookup:
@@ -63,15 +64,40 @@ def test_a_growing_list_drafts_as_a_fresh_one_does(first: list[int], second: lis
 def test_drafting_pauses_when_it_does_not_pay_and_is_tried_again() -> None:
     lookup = ready()
     ids = [1, 2, 3, 1, 2]
-    lookup.learn(1, 1, 1.2)  # two tokens for 1.2 s of plain steps' 2 s
+    lookup.learn(1, 1, 1.25)  # two tokens for 1.25 s of plain steps' 2 s
+    for _ in range(3):
+        assert list(lookup.draft(ids, 4)) == [3, 1, 2]
+        lookup.learn(1, 0, 1.25)  # one token for 1.25 s: three times pay back what was earned
     assert list(lookup.draft(ids, 4)) == [3, 1, 2]
-    for _ in range(4):
-        lookup.learn(1, 0, 1.2)  # one token for 1.2 s
-    assert list(lookup.draft(ids, 4)) == []
-    for _ in range(_PAUSE):
+    lookup.learn(1, 0, 1.25)
+    for _ in range(13):  # 0.25 s are a fiftieth of 12.5 plain steps
         assert list(lookup.draft(ids, 4)) == []
         lookup.learn(0, 0, 1.0)
     assert list(lookup.draft(ids, 4)) == [3, 1, 2]
+
+
+def test_gains_of_long_ago_are_not_risked_again() -> None:
+    lookup = ready()
+    for _ in range(100):
+        lookup.learn(3, 3, 2.0)
+    for _ in range(4):
+        lookup.learn(3, 0, 2.0)
+        assert lookup.draft([1, 2, 3, 1, 2], 4)
+    lookup.learn(3, 0, 2.0)
+    assert not lookup.draft([1, 2, 3, 1, 2], 4)
+
+
+@given(st.lists(st.booleans(), min_size=50, max_size=400), st.floats(1.1, 4))
+def test_guesses_that_are_always_wrong_cost_a_fiftieth(wishes: list[bool], dear: float) -> None:
+    """Beside the first, which nobody could know to be wrong; ``dear`` is a wider step against a plain one."""
+    lookup = ready()
+    lost = time = 0.0
+    for wish in wishes:
+        drafted = bool(wish and lookup.draft([1, 2, 3, 1, 2], 4))
+        lookup.learn(int(drafted), 0, dear if drafted else 1.0)
+        lost += (dear - 1) * drafted
+        time += 1
+    assert lost <= dear - 1 + 0.02 * time + 1e-6
 
 
 def few_words(ids: Sequence[int]) -> Candidates:

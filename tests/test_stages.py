@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import pkgutil
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import tiny_checkpoint
 from exporter import export as command
 from exporter.errors import ExportError
-from exporter.stages import Stages
+from exporter.stages import Stages, alone
 
 
 class StoppedError(BaseException):
@@ -34,10 +41,8 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def stop_at(patch: pytest.MonkeyPatch, target: str, call: int) -> None:
+def stop_after(patch: pytest.MonkeyPatch, target: str, call: int) -> None:
     """Raise from the ``call``-th call of ``target``, which has then done its work."""
-    import pkgutil
-
     module, _, name = target.rpartition(".")
     owner: Any = pkgutil.resolve_name(module)
     original, calls = getattr(owner, name), []
@@ -52,58 +57,113 @@ def stop_at(patch: pytest.MonkeyPatch, target: str, call: int) -> None:
     patch.setattr(owner, name, stopped)
 
 
-@pytest.mark.parametrize(
-    ("target", "call", "kept"),
+def stop_within(patch: pytest.MonkeyPatch, file: str, call: int) -> None:
+    """Raise in the middle of writing ``file`` for the ``call``-th time: half of it is there."""
+    write, calls = Path.write_bytes, []
+
+    def half(path: Path, data: bytes) -> int:
+        if path.name == file and path.parent.name == "converted":
+            calls.append(1)
+            if len(calls) == call:
+                write(path, data[: len(data) // 2])
+                raise StoppedError
+        return write(path, data)
+
+    patch.setattr(Path, "write_bytes", half)
+    patch.setattr(Path, "write_text", lambda path, text, *_, **__: half(path, text.encode()))
+
+
+STAGES = ("quantized", "converted", "verified")
+
+Stop = tuple[Callable[[pytest.MonkeyPatch, str, int], None], str, int, int]
+"""How and where a run stops, and how many of STAGES it leaves whole."""
+
+STOPS: list[list[Stop]] = [
     [
-        ("exporter.store.Store.write", 9, []),
-        ("exporter.quantize.stream", 1, []),
-        ("exporter.pipeline.convert", 1, ["quantized"]),
-        ("exporter.graph._Shards.write", 3, ["quantized"]),
-        ("exporter.pipeline._write_graphs", 1, ["quantized"]),
-        ("exporter.verify.compare", 1, ["quantized", "converted"]),
-        ("exporter.verify.measure", 1, ["quantized", "converted"]),
-        ("exporter.pipeline.write_plan", 1, ["quantized"]),
-        ("exporter.pipeline.build", 1, ["quantized", "converted", "verified"]),
+        (stop_after, "exporter.store.Store.write", 9, 0),
+        (stop_after, "exporter.graph._Shards.write", 3, 1),
+        (stop_after, "exporter.verify.Gate.passed", 1, 2),
+        (stop_within, "report.html", 1, 3),
     ],
-)
+    [
+        (stop_after, "exporter.quantize.stream", 1, 0),
+        (stop_within, "model.onnx", 1, 1),
+        (stop_within, "model.onnx.partial", 1, 2),  # to accuracy_level 0
+        (stop_within, "manifest.json", 1, 3),
+    ],
+    [
+        (stop_after, "exporter.pipeline.convert", 1, 1),
+        (stop_within, "model.onnx.partial", 2, 2),  # to the one that ships
+        (stop_after, "exporter.pipeline.build", 1, 3),
+    ],
+    [(stop_after, "exporter.pipeline.write_plan", 1, 1), (stop_after, "exporter.verify.measure", 1, 2)],
+    [(stop_after, "exporter.pipeline._write_graphs", 1, 1)],
+]
+"""Exports that are stopped again and again, once a stage: so each stage that was stopped is then run to its end."""
+
+
+@pytest.mark.parametrize("stops", STOPS, ids=lambda stops: stops[0][1])
 def test_stopped_and_run_again(
-    target: str,
-    call: int,
-    kept: list[str],
+    stops: list[Stop],
     checkpoint: Path,
     whole: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(patch, target, call)
-        with pytest.raises(StoppedError):
-            command.export(str(checkpoint), tmp_path, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".tiny.partial"]
-    capsys.readouterr()
+    left = 0
+    for stop, where, call, kept in stops:
+        with monkeypatch.context() as patch:
+            stop(patch, where, call)
+            with pytest.raises(StoppedError):
+                command.export(str(checkpoint), tmp_path, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [".tiny.partial"], where
+        assert went_on_from(capsys) == STAGES[:left], where
+        left = kept
     assert contents(command.export(str(checkpoint), tmp_path, tmp_path)) == whole
-    said = capsys.readouterr().out
-    assert [name for name in ("quantized", "converted", "verified") if f"{name.capitalize()} before" in said] == kept
+    assert went_on_from(capsys) == STAGES[:left]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
-def test_a_changed_checkpoint_starts_anew(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The same name, other weights: what the stopped run had made of the old ones is not used."""
-    import shutil
+def went_on_from(capsys: pytest.CaptureFixture[str]) -> tuple[str, ...]:
+    """The stages that the run just ended says it did not run, since one before had."""
+    said = capsys.readouterr().out
+    return tuple(name for name in STAGES if f"{name.capitalize()} before" in said)
 
+
+def other_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1.5
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def other_merges(folder: Path) -> None:
+    """The text is then read as other tokens, by a stage that would count as whole."""
+    made = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    made["model"]["merges"] = made["model"]["merges"][:-50]
+    (folder / "tokenizer.json").write_text(json.dumps(made), encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [other_weights, other_merges])
+def test_a_changed_checkpoint_starts_anew(
+    change: Callable[[Path], None],
+    checkpoint: Path,
+    whole: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same name and config: what the stopped run had made of the other checkpoint is not used."""
     other = shutil.copytree(checkpoint, tmp_path / "tiny")
+    change(other)
     with monkeypatch.context() as patch:
-        stop_at(patch, "exporter.verify.compare", 1)
+        stop_after(patch, "exporter.verify.Gate.passed", 1)
         with pytest.raises(StoppedError):
             command.export(str(other), tmp_path / "models", tmp_path)
-    tiny_checkpoint.save("llama", other)
+    shutil.copytree(checkpoint, other, dirs_exist_ok=True, copy_function=shutil.copyfile)
     capsys.readouterr()
-    again = contents(command.export(str(other), tmp_path / "models", tmp_path))
-    assert "before" not in capsys.readouterr().out
-    assert again == contents(command.export(str(other), tmp_path / "fresh", tmp_path))
+    assert contents(command.export(str(other), tmp_path / "models", tmp_path)) == whole
+    assert went_on_from(capsys) == ()
 
 
 def test_a_stage_runs_once_and_leaves_no_halves(tmp_path: Path) -> None:
@@ -140,3 +200,30 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ExportError):
         stages.run("one", refuse)
     assert not (tmp_path / "stages").exists()
+
+
+HOLD = """
+import pathlib, sys
+from exporter.stages import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_export_of_one_name_is_refused_and_a_killed_one_is_not_in_the_way(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / ".tiny.partial")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert first.stdout is not None and first.stdout.readline() == b"held\n"
+    assert command.main([str(checkpoint), "--output", str(tmp_path)]) == 1
+    assert "error: Another export is writing into" in capsys.readouterr().err
+    with alone(tmp_path / ".other.partial"):
+        pass
+    first.kill()
+    first.communicate()
+    with alone(tmp_path / ".tiny.partial"):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from exporter.streamed import Round, stream
 from exporter.weights import Matrix
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(3, tiny_checkpoint.VOCABULARY, 90)]
-GATE = 70
+KEPT = [3, *range(25, 80)]
+"""Positions of which the logits are kept: one alone, and some over several slices."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +65,13 @@ def test_both_streams_are_the_whole_models(name: str, tmp_path: Path) -> None:
     checkpoint = opened(name, tmp_path)
     model = skeleton(checkpoint.config, checkpoint.weights)
     store = Store(tmp_path / "store")
-    found = stream(model, checkpoint.weights, store, nearest, IDS, GATE)
+    found = stream(model, checkpoint.weights, store, nearest, IDS, KEPT)
     with torch.no_grad():
         source = verify.eager_logits(whole_model(checkpoint.config, checkpoint.weights), IDS)
         expected = verify.eager_logits(dequantized(checkpoint), IDS)
-    assert found.reference.shape == (GATE, tiny_checkpoint.VOCABULARY)
-    np.testing.assert_allclose(found.reference, expected[:GATE], atol=5e-5)
-    assert np.abs(expected - source)[:GATE].max() > 1e-2  # so that the two streams cannot be taken for each other
+    assert found.reference.shape == (len(KEPT), tiny_checkpoint.VOCABULARY)
+    np.testing.assert_allclose(found.reference, expected[KEPT], atol=5e-5)
+    assert np.abs(expected - source)[KEPT].max() > 1e-2  # so that the two streams cannot be taken for each other
     assert found.source == pytest.approx(tally(tmp_path / "source", source, source).perplexity, rel=1e-6)
     both = tally(tmp_path / "both", source, expected)
     assert found.quantized.perplexity == pytest.approx(both.perplexity, rel=1e-5)
@@ -77,9 +79,10 @@ def test_both_streams_are_the_whole_models(name: str, tmp_path: Path) -> None:
     assert found.quantized.agreement == pytest.approx(both.agreement, abs=0.03)
     for matrix in matrices(model, checkpoint.weights):
         whole = round_to_nearest(checkpoint.weights.read(matrix.name), bits(matrix))
-        assert_same(store.read(matrix.name), whole)
         weights_read = checkpoint.weights.read(matrix.name)
-        relative = (whole.dequantize() - weights_read).norm() / weights_read.norm()
+        wrong = whole.dequantize() - weights_read
+        assert_same(store.read(matrix.name), replace(whole, error=float(wrong.abs().max())))
+        relative = wrong.norm() / weights_read.norm()
         assert found.errors[matrix.name] == pytest.approx(float(relative), rel=1e-4)
     assert len(store.forms()) == len(matrices(model, checkpoint.weights))
 
@@ -112,7 +115,7 @@ def test_nothing_large_is_read_or_kept(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(checkpoint.weights, "read", spy)
     before = {name: (parameter.shape, parameter.is_meta) for name, parameter in model.named_parameters()}
-    stream(model, checkpoint.weights, Store(tmp_path / "store"), nearest, IDS, GATE)
+    stream(model, checkpoint.weights, Store(tmp_path / "store"), nearest, IDS, KEPT)
     assert max(sizes) <= weights.PIECE
     assert {name: (parameter.shape, parameter.is_meta) for name, parameter in model.named_parameters()} == before
     assert not [module for module in model.modules() if "forward" in vars(module)]
@@ -131,7 +134,7 @@ def test_a_method_sees_the_error_of_the_matrices_before(tmp_path: Path) -> None:
         return nearest(matrix, inputs)
 
     model = skeleton(checkpoint.config, checkpoint.weights)
-    found = stream(model, checkpoint.weights, Store(tmp_path / "store"), choose, IDS, GATE, calibration)
+    found = stream(model, checkpoint.weights, Store(tmp_path / "store"), choose, IDS, KEPT, calibration)
     inputs: dict[str, Tensor] = {}
     reference = dequantized(checkpoint)
     for name, module in reference.named_modules():
@@ -144,7 +147,7 @@ def test_a_method_sees_the_error_of_the_matrices_before(tmp_path: Path) -> None:
     for name, value in seen.items():
         assert value is not None
         torch.testing.assert_close(value, inputs[name].flatten(0, 1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.reference, logits[0, :GATE].numpy(), atol=5e-5)
+    np.testing.assert_allclose(found.reference, logits[0, KEPT].numpy(), atol=5e-5)
 
 
 def test_what_goes_in_without_loss_is_not_rounded(tmp_path: Path) -> None:
@@ -156,14 +159,14 @@ def test_what_goes_in_without_loss_is_not_rounded(tmp_path: Path) -> None:
 
     store = Store(tmp_path / "store")
     model = skeleton(checkpoint.config, checkpoint.weights)
-    found = stream(model, checkpoint.weights, store, never, IDS, GATE)
+    found = stream(model, checkpoint.weights, store, never, IDS, KEPT)
     assert found.quantized == Measured(found.source, 0.0, 1.0) and not found.errors
     for name, blocks in store.forms().items():
         assert blocks.method.endswith("exact")
         assert blocks.codes.is_meta
         torch.testing.assert_close(store.read(name).dequantize(), stands_for[name], rtol=0, atol=1e-6)
     expected = verify.eager_logits(whole_model(checkpoint.config, checkpoint.weights), IDS)
-    np.testing.assert_allclose(found.reference, expected[:GATE], atol=5e-5)
+    np.testing.assert_allclose(found.reference, expected[KEPT], atol=5e-5)
 
 
 def test_a_store_keeps_blocks_as_they_are(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_progress_counts_what_the_text_went_through(tmp_path: Path, monkeypatch:
         counted.clear()
         checkpoint = opened(name, tmp_path / name)
         model = skeleton(checkpoint.config, checkpoint.weights)
-        stream(model, checkpoint.weights, Store(tmp_path / name / "store"), nearest, IDS, GATE)
+        stream(model, checkpoint.weights, Store(tmp_path / name / "store"), nearest, IDS, KEPT)
         head = tiny_checkpoint.VOCABULARY * checkpoint.config.hidden_size
         assert sum(counted) == sum(m.rows * m.columns for m in matrices(model, checkpoint.weights)) + head * (
             5 if name == "llama" else 4

@@ -37,6 +37,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "stablelm: an attention that does not go through AttentionInterface",
     ),
     "unknown-to-optimum": ({"model_type": "olmo3"}, "olmo3: an architecture that Optimum does not know"),
+    "quantized": (
+        LLAMA | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+        "llama: weights that are already quantized (fp8) are not supported",
+    ),
+    "quantized-before-methods-had-names": (
+        LLAMA | {"quantization_config": {"load_in_8bit": True}},
+        "llama: weights that are already quantized (some way) are not supported",
+    ),
     "unknown": ({"model_type": "made_up"}, "made_up: this architecture is not known to transformers"),
     "remote-code": (
         {"model_type": "made_up", "auto_map": {"AutoConfig": "x.Y"}},
@@ -67,6 +75,14 @@ def test_refused_in_one_sentence(name: str, tmp_path: Path, capsys: pytest.Captu
     assert sentence.startswith(f"error: {says}")
     assert "not supported" in sentence
     assert not (tmp_path / "models").exists()
+
+
+def test_a_config_that_makes_none_is_not_called_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"model_type": "phi3", "rope_scaling": {"type": "longrope"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert command.main([str(tmp_path), "--output", str(tmp_path / "models")]) == 1
+    said = capsys.readouterr().err
+    assert "error: phi3: config.json in" in said and "does not make a config (`rope_scaling` must be" in said
 
 
 def test_an_unknown_rope_is_named() -> None:

@@ -64,6 +64,8 @@ def test_pieces_cover_every_row_once() -> None:
     assert len(pieces) == 4
     assert [row for piece in pieces for row in range(rows)[piece]] == list(range(rows))
     assert len(list(Matrix("m", 3, 2 * PIECE, False, None).pieces())) == 3  # type: ignore[arg-type]
+    small = list(Matrix("m", 10, 32, False, None).pieces())  # type: ignore[arg-type]
+    assert small == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
 
 
 def test_what_is_damaged_is_said(tmp_path: Path) -> None:
@@ -81,3 +83,39 @@ def test_what_is_damaged_is_said(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ExportError, match=r"model.safetensors is damaged or was not downloaded whole"):
         open_checkpoint(str(folder), tmp_path)
+
+
+def with_more(folder: Path, more: dict[str, torch.Tensor]) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | more, path)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["layers.1.mlp.up_proj.weight_scale_inv"], r"up_proj.weight_scale_inv, which a model of its config"),
+        (["layers.0.self_attn.q_norm.weight", "layers.1.self_attn.q_norm.weight"], r"q_norm.weight and 1 more, which"),
+    ],
+)
+def test_what_no_parameter_is_read_from_is_refused(names: list[str], says: str, tmp_path: Path) -> None:
+    """Left out, it would make another model: one without scales, or norms."""
+    folder = tiny_checkpoint.save("llama", tmp_path / "tiny")
+    with_more(folder, {f"model.{name}": torch.ones(64) for name in names})
+    with pytest.raises(ExportError, match=says):
+        skeleton(tiny_checkpoint.config("llama"), Safetensors(folder))
+
+
+def test_what_models_compute_themselves_may_be_stored(tmp_path: Path) -> None:
+    """Rotary frequencies, as older versions of transformers saved them, and a tied lm_head."""
+    folder = tiny_checkpoint.save("llama", tmp_path / "tiny")
+    names = [f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(3)]
+    with_more(folder, {"lm_head.weight": torch.ones(512, 64)} | {name: torch.ones(8) for name in names})
+    skeleton(tiny_checkpoint.config("llama"), Safetensors(folder))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_codes_are_not_taken_for_weights(dtype: torch.dtype, name: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint.save("llama", tmp_path / "tiny")
+    with_more(folder, {"model.layers.0.mlp.up_proj.weight": torch.ones(96, 64).to(dtype)})
+    with pytest.raises(ExportError, match=f"stores model.layers.0.mlp.up_proj.weight as {name}: weights that are alr"):
+        skeleton(tiny_checkpoint.config("llama"), Safetensors(folder))

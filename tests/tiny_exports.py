@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import shutil
 import sys
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import tiny_checkpoint
+from export_cache import home, made
 from exporter import graph
 from exporter.export import export
 from exporter.fetch import sha256
 from handbill.manifest import NAME, File, Manifest
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ["exporter/*.py", "exporter/*.toml", "exporter/*.txt", "web/handbill/*.py", "tests/tiny_*.py"]
-TOOLS = ["torch", "transformers", "optimum", "optimum-onnx", "onnx", "onnxruntime"]
-
-
-@cache
-def _home() -> Path:
-    """A folder named after everything that an export depends on."""
-    key = hashlib.sha256(repr([importlib.metadata.version(tool) for tool in TOOLS]).encode())
-    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
-        key.update(path.read_bytes())
-    return ROOT / ".cache" / "tiny" / key.hexdigest()[:16]
-
 
 def exported(name: str) -> Path:
     """The export of the structure ``name`` (tiny_checkpoint.configs()) as it ships, its context CONTEXT tokens."""
-    folder = _home() / "shipped" / name
-    if not folder.is_dir():
+
+    def make(partial: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             source = tiny_checkpoint.save(name, Path(scratch) / name)
-            cache = Path(scratch) / "cache"
-            export(str(source), folder.parent, cache, context=tiny_checkpoint.CONTEXT, quant="rtn")
-    return folder
+            output, cache = Path(scratch) / "models", Path(scratch) / "cache"
+            shutil.copytree(export(str(source), output, cache, context=tiny_checkpoint.CONTEXT, quant="rtn"), partial)
+
+    return made(home() / "shipped" / name, make)
 
 
 def exact(name: str) -> Path:
     """The same at accuracy_level 0, for comparing runtimes token by token."""
-    folder = _home() / "exact" / name
-    if not folder.is_dir():
-        partial = folder.with_name(f".{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+
+    def make(partial: Path) -> None:
         shutil.copytree(exported(name), partial)
         compute_exactly(partial)
-        partial.rename(folder)
-    return folder
+
+    return made(home() / "exact" / name, make)
 
 
 def compute_exactly(folder: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny_checkpoint
+from tiny_gguf_families import FAMILIES, model
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -45,108 +45,6 @@ TWO_NORMS = {"gemma2", "gemma3", "olmo2"}
 
 PERMUTED = {"llama", "smollm3", "granite"}
 GEMMAS = {"gemma", "gemma2", "gemma3"}
-
-_COMMON: dict[str, Any] = {
-    "vocab_size": tiny_checkpoint.VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "rope_theta": 10000.0,
-    "pad_token_id": 0,
-}
-_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 48}
-
-# name: (GGUF architecture, what the config has beside _COMMON, what the GGUF has beside _KEYS)
-FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "llama": ("llama", {"model_type": "llama", "tie_word_embeddings": True}, {}),
-    "llama-biased": ("llama", {"model_type": "llama", "attention_bias": True, "head_dim": 32}, {}),
-    "llama3": (
-        "llama",
-        {"model_type": "llama", "rope_theta": 5e5, "rope_scaling": _LLAMA3 | {"original_max_position_embeddings": 64}},
-        {},
-    ),
-    "llama-wide": (  # superblocks take 256 columns; smaller weights, for logits of the other models' size
-        "llama",
-        {
-            "model_type": "llama",
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "initializer_range": 0.1,
-            "tie_word_embeddings": True,
-        },
-        {},
-    ),
-    "gemma": (
-        "gemma",
-        {"model_type": "gemma", "head_dim": 32, "num_key_value_heads": 1, "hidden_activation": "gelu_pytorch_tanh"},
-        {},
-    ),
-    "gemma2": (
-        "gemma2",
-        {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0} | _GEMMA,
-        {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
-    ),
-    "gemma3": (
-        "gemma3",
-        {"model_type": "gemma3_text", "sliding_window_pattern": 2, "rope_theta": 1e6} | _GEMMA,
-        {"attention.sliding_window_pattern": 2},
-    ),
-    "phi2": (
-        "phi2",
-        {
-            "model_type": "phi",
-            "partial_rotary_factor": 0.5,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "num_hidden_layers": 3,
-        },
-        {"rope.dimension_count": 16},
-    ),
-    "phi3": (
-        "phi3",
-        {
-            "model_type": "phi3",
-            "sliding_window": 48,
-            "partial_rotary_factor": 0.5,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-        },
-        {"rope.dimension_count": 16},
-    ),
-    "qwen2": ("qwen2", {"model_type": "qwen2", "tie_word_embeddings": True}, {}),
-    "qwen3": ("qwen3", {"model_type": "qwen3", "head_dim": 32}, {}),
-    "smollm3": ("smollm3", {"model_type": "smollm3", "num_hidden_layers": 4}, {}),
-    "granite": (
-        "granite",
-        {
-            "model_type": "granite",
-            "embedding_multiplier": 3.0,
-            "attention_multiplier": 0.2,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 2.0,
-        },
-        {"embedding_scale": 3.0, "attention.scale": 0.2, "residual_scale": 0.5, "logit_scale": 2.0},
-    ),
-    "olmo2": ("olmo2", {"model_type": "olmo2"}, {}),
-}
-
-
-@cache
-def model(family: str) -> Any:
-    """Eager torch with seeded random weights; norms and biases get noise too, or a lost one would not show."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(**(_COMMON | FAMILIES[family][1]))
-    made = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if name.endswith(("norm.weight", "bias")):
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return made
 
 
 def gguf_name(architecture: str, parameter: str) -> str:
@@ -184,11 +82,24 @@ def _metadata(architecture: str, config: Any, more: dict[str, Any]) -> dict[str,
         found |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
     if architecture in ("gemma2", "gemma3", "phi3"):
         found["attention.sliding_window"] = config.sliding_window
+    if _scaling(config) == "longrope":
+        original = config.original_max_position_embeddings
+        longer = config.max_position_embeddings / original
+        found["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(longer) / math.log(original))
     return found | more
 
 
+def _scaling(config: Any) -> str:
+    """The kind of rotary scaling, "" for none."""
+    scaling = getattr(config, "rope_scaling", None) or {}
+    return str(scaling.get("rope_type", scaling.get("type", "")))
+
+
 def _add(writer: Any, key: str, value: Any) -> None:
-    kinds = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+    kinds = {
+        bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array,
+        str: writer.add_string,
+    }  # fmt: skip
     kinds[type(value)](key, value)
 
 
@@ -237,8 +148,15 @@ def write(
     metadata: dict[str, Any] | None = None,
     architecture: str = "",
     divisors: Any = None,
+    chat: bool = True,
+    tokenizer: dict[str, Any] | None = None,
+    more_tensors: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
-    """Write ``family`` with its matrices as ``kinds`` in turn, the embedding as ``table``; what weights it has."""
+    """Write ``family`` with its matrices as ``kinds`` in turn, the embedding as ``table``; what weights it has.
+
+    ``metadata`` goes under the architecture's name and ``tokenizer`` under tokenizer.ggml; ``chat`` is whether there is
+    a chat template, and ``more_tensors`` are names of vectors that the family does not have.
+    """
     known, _, more = FAMILIES[family]
     architecture = architecture or known
     made = model(family)
@@ -249,11 +167,20 @@ def write(
     for key, value in (_metadata(architecture, config, more) | (metadata or {})).items():
         _add(writer, f"{architecture}.{key}", value)
     _add_tokenizer(writer, pre, tokenizer_model)
+    if chat:
+        writer.add_chat_template(tiny_checkpoint.TEMPLATE)
+    for key, value in (tokenizer or {}).items():
+        _add(writer, f"tokenizer.ggml.{key}", value)
+    for name in more_tensors:
+        writer.add_tensor(name, np.ones(config.hidden_size, np.float32))
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if getattr(config, "rope_scaling", None):
+    if _scaling(config) == "llama3":
         divisors = rope_divisors(config.rope_scaling, config.rope_theta, head_dim)
     if divisors is not None:
         writer.add_tensor("rope_freqs.weight", divisors)
+    if _scaling(config) == "longrope":
+        for kind in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(config.rope_scaling[f"{kind}_factor"], "f4"))
     stands_for, turn = {}, cycle(kinds)
     for seed, (name, parameter) in enumerate(made.named_parameters()):
         array = parameter.detach().numpy()
@@ -294,7 +221,6 @@ def _add_tokenizer(writer: Any, pre: str, tokenizer_model: str) -> None:
     writer.add_token_merges(merges)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.add_chat_template(tiny_checkpoint.TEMPLATE)
 
 
 def split(path: Path, count: int) -> list[Path]:

@@ -3,7 +3,7 @@
 from js import Event
 
 import words
-from dom import by_id, on, write
+from dom import by_id, label, on, write
 
 
 class Bill:
@@ -11,7 +11,8 @@ class Bill:
 
     def __init__(self, take: "object") -> None:
         self._take = take
-        self._bytes = 0
+        self._model = self._page = 0  # Bytes to be loaded.
+        self._runtime = ""
         self._row = "bill.load_once"
         on(by_id("examples"), "click", self._on_example)
 
@@ -31,10 +32,16 @@ class Bill:
         """The model's title."""
         by_id("fact-model").textContent = by_id("model-name").textContent = title
 
-    def cost(self, count: int) -> None:
-        """That ``count`` bytes are to be loaded."""
-        self._bytes = count
+    def cost(self, model: int, page: int) -> None:
+        """How many bytes of the model are to be loaded, and at a first visit of page and runtime."""
+        self._model, self._page = model, page
         self.redraw()
+
+    def because(self, why: str) -> None:
+        """Why it is this model, of several: "asked", "best" or "smallest"; "" where there is no other."""
+        by_id("why").hidden = not why
+        if why:
+            label(by_id("fact-why"), f"bill.why_{why}")
 
     def kept(self, where: str) -> None:
         """Where the bytes lie, as `stored` says: loaded once (opfs), at each visit (nowhere), or inside the page."""
@@ -43,12 +50,16 @@ class Bill:
 
     def runs_on(self, runtime: str) -> None:
         """Where the model runs."""
-        write(by_id("fact-runtime"), runtime)
+        self._runtime = runtime
+        self.redraw()
 
     def redraw(self) -> None:
         """Say the figures in the language of now."""
-        if self._bytes:
-            by_id("fact-load").textContent = words.say(self._row, size=words.size(self._bytes))
+        if self._runtime:
+            write(by_id("fact-runtime"), words.runtime(self._runtime))
+        if self._model:
+            count = self._model + (self._page if self._row == "bill.load_once" else 0)
+            by_id("fact-load").textContent = words.say(self._row, size=words.size(count))
 
     def _on_example(self, event: Event) -> None:
         if event.target.tagName == "BUTTON":

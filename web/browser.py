@@ -66,7 +66,7 @@ class BrowserSession:
 
     @property
     def runtime(self) -> str:
-        """Where the model runs, in words for the page."""
+        """Where the model runs: a runtime's name and its threads, such as "cpu 2"."""
         return str(self._session.runtime)
 
     async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
@@ -79,6 +79,10 @@ class BrowserSession:
             Candidates(tokens[first : first + each], logits[first : first + each])
             for first in range(0, len(tokens), each)
         ]
+
+    async def adapter(self, name: str) -> None:
+        """Compute with the adapter ``name``, "" for none. Raises SessionError."""
+        await faults(self._session.adapter(name))
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
@@ -107,9 +111,9 @@ class BrowserOpenings:
         except JsException as error:
             js.console.warn(f"An opening was not kept: {error.message}")
 
-    async def restore(self, name: str, length: int) -> bool:
+    async def restore(self, name: str, ids: Sequence[int]) -> bool:
         """Make what ``name`` holds the KV cache; see ``handbill.openings.OpeningStore``."""
-        return bool(await self._store.restore(name, length))
+        return bool(await self._store.restore(name, _int32(ids)))
 
 
 async def faults(work: Awaitable[Any]) -> Any:

@@ -3,9 +3,10 @@
 import js
 from js import Event
 from pyscript import document
+from pyscript.js_modules import markdown
 
 import words
-from dom import by_id, element, label, on, renew, write
+from dom import by_id, details, element, label, on, renew, write
 
 NEAR_END_PX = 96
 
@@ -16,8 +17,11 @@ class Desk:
     def __init__(self) -> None:
         self._busy = False
         self._following = True
+        self._alarm: object = None  # What says the sentence shown, None while there is none.
+        self._notice: object = None
         self._field = by_id("message")
         on(by_id("composer"), "input", lambda _: self._fit())
+        on(by_id("composer"), "beforeinput", markdown.tame)
         on(by_id("composer"), "keydown", self._on_key)
         on(by_id("retry"), "click", lambda _: js.location.reload())
         on(by_id("jump"), "click", lambda _: self.follow_again())
@@ -95,16 +99,40 @@ class Desk:
             bar.setAttribute("aria-valuenow", str(round(share)))
             bar.firstElementChild.style.setProperty("transform", f"scaleX({share / 100:.4f})")
 
-    def alarm(self, sentence: str) -> None:
-        """What keeps the page from working, with a button to load it again."""
-        by_id("alert-text").textContent = sentence
+    def alarm(self, sentence: "object", detail: str = "") -> None:
+        """What keeps the page from working, ``sentence()`` as in ``notice``, with a button to load it again."""
+        self._alarm = sentence
+        text = by_id("alert-text")
+        text.textContent = sentence()  # type: ignore[operator]
+        by_id("alert-told").replaceChildren(text)
+        if detail:
+            by_id("alert-told").append(details(detail))
         by_id("alert").hidden = False
         self.status("", None)
+
+    def calm(self) -> None:
+        """Take the alarm away."""
+        self._alarm = None
+        by_id("alert").hidden = True
+
+    def notice(self, sentence: "object") -> None:
+        """What the visitor should know and need not act upon: ``sentence()``, now and in any language that is chosen
+        later; None takes it away.
+        """
+        self._notice = sentence
+        by_id("notice").textContent = sentence() if sentence else ""  # type: ignore[operator]
+        by_id("notice").hidden = not sentence
+
+    def redraw(self) -> None:
+        """Say alarm and notice in the language of now."""
+        if self._alarm:
+            by_id("alert-text").textContent = self._alarm()  # type: ignore[operator]
+        self.notice(self._notice)
 
     def speak(self, text: str) -> None:
         """Have a screen reader read ``text`` after what it was given before."""
         if text:
-            by_id("live").append(element("span", "", text + " "))
+            by_id("live").append(element("span", "", markdown.legible(text) + " "))
 
     def hush(self) -> None:
         """Forget what was given to read."""

@@ -20,9 +20,24 @@ def element(tag: str, classes: str, text: str = "") -> "js.Element":
     return made
 
 
-def on(target: "js.Element", kind: str, handler: "object") -> None:
-    """Call ``handler(event)`` at every ``kind`` event of ``target``, for good: MicroPython never frees a proxy."""
-    target.addEventListener(kind, create_proxy(handler))
+def details(text: str) -> "js.Element":
+    """``text`` of the machine's own, which is English whatever the page speaks, for who wants to read it."""
+    made = element("details", "details")
+    made.append(element("summary", ""), element("p", "", text))
+    label(made.firstElementChild, "details")
+    made.lastElementChild.lang = "en"
+    return made
+
+
+def on(target: "js.Element", kind: str, handler: "object", passive: bool = True) -> None:
+    """Call ``handler(event)`` at every ``kind`` event of ``target``, for good: MicroPython never frees a proxy.
+
+    Browsers take a wheel's or a touch's listener for ``passive``: what it prevents happens all the same.
+    """
+    if passive:
+        target.addEventListener(kind, create_proxy(handler))
+    else:
+        target.addEventListener(kind, create_proxy(handler), js.JSON.parse('{"passive": false}'))
 
 
 def renew(field: "js.Element") -> "js.Element":

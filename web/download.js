@@ -1,19 +1,13 @@
-// Downloading of a model's files: resumed after a broken connection, verified by sha256, told as progress.
-// Used by the store (into OPFS) and, where there is no OPFS, by the engine (into memory).
+// Downloading of a model's files, several pieces at once, into parts (place.js): those of a place, where the store keeps
+// them, or of memory. Texts and JSON of the site, too.
 
-import "./hash/sha256.umd.min.js"; // It is no module: it adds `hashwasm` to the global object.
 import { Fault } from "./fault.js";
+import { Pieces } from "./pieces.js";
+import { Transfer } from "./transfer.js";
 
-const ATTEMPTS = 5;
-const FIRST_PAUSE_MS = 500;
-const REPORT_EVERY_MS = 200;
-const RATE_WINDOW_MS = 5000;
-
-/** The manifest's entries ({name, bytes, sha256}) that the page needs: graphs, weights, tokenizer and plan. */
-export function needed(manifest) {
-  const names = new Set([manifest.tokenizer, ...Object.values(manifest.graphs), manifest.plan, ...manifest.weights]);
-  return manifest.files.filter((entry) => names.has(entry.name));
-}
+// Requests at a time. A browser opens six connections to a host, and the page needs some. Where a host gives each so many
+// bytes a second, every one more is faster: python tests/bench/download.py measures it.
+const LANES = 4;
 
 /** The text at `url`, asked for anew at each visit. Throws Fault download for anything but an answer. */
 export async function fetchText(url) {
@@ -37,156 +31,71 @@ export async function fetchJson(url) {
   }
 }
 
-/** Counts bytes and tells `report(progress message)` at most five times a second; the rate is that of five seconds. */
-export class Meter {
-  constructor(stage, total, report) {
-    this.stage = stage;
-    this.total = total;
-    this.done = 0;
-    this.report = report;
-    this.marks = [];
-    this.told = -Infinity;
-  }
-
-  /** `bytes` that were here already: they count as done, not towards the rate. */
-  skip(bytes) {
-    this.done += bytes;
-    for (const mark of this.marks) mark.done += bytes;
-    this.tell();
-  }
-
-  add(bytes) {
-    this.done += bytes;
-    const now = performance.now();
-    if (now - this.told < REPORT_EVERY_MS && this.done < this.total) return;
-    this.marks.push({ now, done: this.done });
-    while (this.marks.length > 2 && now - this.marks[0].now > RATE_WINDOW_MS) this.marks.shift();
-    this.tell();
-  }
-
-  tell() {
-    this.told = performance.now();
-    const [first, last] = [this.marks[0], this.marks.at(-1)];
-    const rate = last && last.now > first.now ? (1000 * (last.done - first.done)) / (last.now - first.now) : 0;
-    const left = rate > 0 ? (this.total - this.done) / rate : null;
-    this.report({
-      kind: "progress", stage: this.stage, done: this.done, total: this.total, unit: "bytes",
-      rate: Math.max(0, rate), seconds_left: left,
-    });
-  }
-}
-
 /**
- * Download `entry` from `url` into `sink` and verify it; a corrupt file is fetched once more from its first byte.
- * `sink` has `length`, `write(Uint8Array)`, `read(Uint8Array, at)` and `clear()`, and may hold a first part.
- * Throws Fault download or corrupt.
+ * Have all of `files` ({entry, url, open, keep}, see transfer.js), told to `meter`. A corrupt file is fetched once more,
+ * alone. When one cannot be had the others stop where they are, and its Fault (download, corrupt) or QuotaExceededError
+ * is thrown.
  */
-export async function download(url, entry, sink, meter) {
-  meter.skip(Math.min(sink.length, entry.bytes));
-  const hashed = await hashing(sink);
-  for (let round = 0; ; round += 1) {
-    if (sink.length > entry.bytes) restart(hashed, meter, entry.bytes);
-    await fill(url, entry, hashed, meter);
-    if (hashed.digest() === entry.sha256) return;
-    restart(hashed, meter, entry.bytes);
-    if (round === 1) {
-      throw new Fault("corrupt", `${entry.name} was downloaded twice and does not match the manifest's sha256.`);
+export async function download(files, meter) {
+  const stop = new AbortController();
+  const idle = []; // What wakes the lanes that found nothing to do.
+  const changed = () => idle.splice(0).forEach((wake) => wake());
+  const transfers = files.map((file) => new Transfer(file, { meter, stop: stop.signal, changed }));
+  let failure = null;
+  const lane = async () => {
+    while (!failure && !transfers.every(({ done }) => done)) {
+      const work = first(transfers);
+      if (!work) {
+        await new Promise((wake) => idle.push(wake));
+        continue;
+      }
+      try {
+        await work();
+      } catch (error) {
+        failure ??= error;
+        stop.abort(error);
+      }
+      changed();
     }
-  }
-}
-
-/** `sink`, which hashes what is written to it, so that a shard need not be read again as a whole. */
-async function hashing(sink) {
-  const hash = await self.hashwasm.createSHA256();
-  hash.init();
-  await eachPiece(sink, (piece) => hash.update(piece));
-  return {
-    get length() {
-      return sink.length;
-    },
-    write(bytes) {
-      sink.write(bytes);
-      hash.update(bytes);
-    },
-    clear() {
-      sink.clear();
-      hash.init();
-    },
-    digest: () => hash.digest("hex"),
   };
+  await Promise.all(Array.from({ length: LANES }, lane));
+  for (const transfer of transfers) transfer.close();
+  if (failure) throw failure;
 }
 
-const PIECE = 1 << 20;
-
-/** sha256 in hex of what `sink` holds; `pause()` is awaited after each mebibyte. */
-export async function sha256(sink, pause = () => {}) {
-  const hash = await self.hashwasm.createSHA256();
-  hash.init();
-  await eachPiece(sink, (piece) => {
-    hash.update(piece);
-    return pause();
-  });
-  return hash.digest("hex");
-}
-
-async function eachPiece(sink, use) {
-  const buffer = new Uint8Array(Math.min(PIECE, sink.length));
-  for (let at = 0; at < sink.length; at += buffer.length) {
-    const piece = buffer.subarray(0, Math.min(buffer.length, sink.length - at));
-    sink.read(piece, at);
-    await use(piece);
+function first(transfers) {
+  for (const transfer of transfers) {
+    const work = transfer.claim();
+    if (work) return work;
   }
+  return null;
 }
 
-function restart(sink, meter, counted) {
-  meter.skip(-Math.min(sink.length, counted));
-  sink.clear();
-}
-
-/** Fetch from `sink.length` to the end. Attempts are counted anew whenever bytes arrived. */
-async function fill(url, entry, sink, meter) {
-  let attempt = 0;
-  while (sink.length < entry.bytes) {
-    const before = sink.length;
-    let reason;
-    try {
-      reason = await fetchRest(url, entry, sink, meter);
-    } catch (error) {
-      if (error instanceof Fault || error.name === "QuotaExceededError") throw error;
-      reason = error.message;
-    }
-    if (sink.length >= entry.bytes) return;
-    attempt = sink.length > before ? 1 : attempt + 1;
-    if (attempt >= ATTEMPTS) {
-      throw new Fault("download", `${entry.name} stopped at ${sink.length} of ${entry.bytes} bytes (${reason}).`);
-    }
-    await new Promise((resolve) => setTimeout(resolve, FIRST_PAUSE_MS * 2 ** (attempt - 1)));
+/** A part in memory. */
+export class MemoryPart {
+  constructor(bytes) {
+    this.buffer = new Uint8Array(bytes);
+    this.pieces = new Pieces(bytes);
   }
-}
 
-/** One request; why it ended early, as text. */
-async function fetchRest(url, entry, sink, meter) {
-  const from = sink.length;
-  // `no-store`: the store keeps the bytes itself, and a second copy in the HTTP cache would double the space.
-  const options = { cache: "no-store", headers: from ? { Range: `bytes=${from}-` } : {} };
-  const response = await fetch(url, options);
-  if (response.status >= 500 || response.status === 429) return `the server answered ${response.status}`;
-  if (response.status === 416 || (from && response.status === 200)) restart(sink, meter, entry.bytes);
-  else if (!response.ok) throw new Fault("download", `${entry.name} is missing: the server answered ${response.status}.`);
-  if (response.status === 416) return "the server refused to resume";
-  const reader = response.body.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return "the connection ended early";
-    if (sink.length + value.length > entry.bytes) {
-      await reader.cancel();
-      // Longer than the manifest says: keep what fits; the sha256 decides.
-      const rest = value.subarray(0, entry.bytes - sink.length);
-      sink.write(rest);
-      meter.add(rest.length);
-      return "";
+  write(bytes, at) {
+    let added = 0;
+    for (const { piece, from, to } of this.pieces.missing(at, bytes.length)) {
+      this.buffer.set(bytes.subarray(from, to), at + from);
+      this.pieces.filled[piece] += to - from;
+      added += to - from;
     }
-    sink.write(value);
-    meter.add(value.length);
+    return added;
   }
+
+  read(view, at) {
+    view.set(this.buffer.subarray(at, at + view.length));
+    return view.length;
+  }
+
+  clear() {
+    this.pieces.filled.fill(0);
+  }
+
+  close() {}
 }

@@ -23,10 +23,12 @@ from pyscript.js_modules import model as host
 
 from browser import BrowserOpenings, BrowserSession, BrowserTokenizer, faults
 from handbill.chat import Prompter
-from handbill.generate import MOST_CHARACTERS, Done, Generator
+from handbill.events import Done
+from handbill.generate import MOST_CHARACTERS, Generator
 from handbill.manifest import Manifest
 from handbill.openings import Openings
-from handbill.sampling import Settings
+from handbill.sampling import Settings, refused
+from handbill.session import SessionError
 from handbill.speculate import PromptLookup
 
 __export__ = ["start"]
@@ -43,6 +45,8 @@ class Engine:
         self._generator: Generator | None = None
         self._manifest: Manifest | None = None
         self._answering = asyncio.Lock()
+        self._adapter = ""  # Which one of the model's is in use.
+        self._preparing = False  # Questions are being read that nobody has asked yet.
         self._stopped = 0  # The latest turn that the visitor stopped; it may still wait for the one before it.
 
     def post(self, kind: str, **fields: object) -> None:
@@ -53,15 +57,21 @@ class Engine:
         message = json.loads(event.data)
         kind = message["kind"]
         if kind == "load":
-            self._spawn(self._load(message["slug"], message.get("runtime", "")))
+            self._spawn(self._load(message["slug"], message.get("runtime", ""), message.get("settings", {})))
         elif kind == "ask":
             turn = message["turn"]
+            if self._preparing and self._generator:
+                self._generator.stop()  # Whoever asks comes first.
             self._spawn(self._ask(turn, message["messages"], message.get("settings", {})), turn)
         elif kind == "stop":
             self._stop(message["turn"])
         elif kind == "forget":
             self._stop(message["turn"])
             self._spawn(self._forget())
+        elif kind == "prepare":
+            self._spawn(self._prepare(message["conversations"]))
+        elif kind == "adapt":
+            self._spawn(self._adapt(message["adapter"]))
         elif kind == "ping":
             self.post("pong")
 
@@ -79,7 +89,7 @@ class Engine:
             kind = getattr(error, "kind", "internal")
             self.post("fault", turn=turn, fault=kind, detail=str(error) or type(error).__name__)
 
-    async def _load(self, slug: str, runtime: str) -> None:
+    async def _load(self, slug: str, runtime: str, settings: dict[str, Any]) -> None:
         opening = host.model(self._name, slug, runtime)
         text = await faults(opening.manifest)
         manifest = Manifest.from_json(text)
@@ -97,11 +107,14 @@ class Engine:
             slug=manifest.slug,
             title=manifest.title,
             runtime=session.runtime,
+            moved=str(opening.moved),
             context=session.context,
             characters=MOST_CHARACTERS * session.context,
             generation=asdict(manifest.generation),
+            refused=refused(settings, manifest.generation),
             is_base=prompter.is_base,
             takes_system=prompter.takes_system,
+            adapters=[{"name": each.name, "title": each.title} for each in manifest.adapters],
         )
 
     async def _ask(self, turn: int, messages: list[dict[str, str]], settings: dict[str, Any]) -> None:
@@ -119,11 +132,35 @@ class Engine:
             questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
             await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
 
+    async def _prepare(self, conversations: list[list[dict[str, str]]]) -> None:
+        """Read what visitors are offered to ask, until somebody asks something, and keep what comes of it."""
+        assert self._generator
+        async with self._answering:
+            self._preparing = True
+            try:
+                for messages in conversations:
+                    if not await self._generator.prepare(self._prompter.prompt(messages)):
+                        break
+            except SessionError as error:
+                js.console.warn(f"The questions on offer are read when they are asked: {error}")
+            finally:
+                self._preparing = False
+
     def _stop(self, turn: int) -> None:
         """Stop the answer to ``turn`` and to every turn before it."""
         self._stopped = turn
         if self._generator:
             self._generator.stop()
+
+    async def _adapt(self, adapter: str) -> None:
+        """Answer with ``adapter`` from the next question on; one that cannot be had leaves the one before in use."""
+        assert self._generator
+        async with self._answering:
+            try:
+                await self._generator.adapt(adapter)
+                self._adapter = adapter
+            finally:
+                self.post("adapted", adapter=self._adapter)
 
     async def _forget(self) -> None:
         """Drop all that was read and written, for the next visitor of a shared device."""

@@ -1,19 +1,33 @@
-// Where a model's verified files come from in a worker: OPFS, where the store keeps them under their sha256, or memory.
-// Both have read(name) → Promise<Uint8Array> and open(name) → Promise<{size, read(view, at), close()}>, whose read fills
-// `view` (any memory, also shared) with the bytes from `at` on and never gives fewer.
+// Where a model's verified files come from in a worker: a place, where the store keeps them by their sha256, or memory
+// (or the page itself: inside.js).
+// All have has(name) → Promise<boolean>, add(name, bytes), read(name) → Promise<Uint8Array> and open(name) →
+// Promise<{size, read(view, at), close()}>, whose read fills `view` (any memory, also shared) with the bytes from `at` on
+// and never gives fewer; and letGo(names), of what a session has in its own memory now: has(name) is false then where
+// this was the only copy, and whoever wants the file again downloads it again (model.js).
 
 import { Fault } from "./fault.js";
+import { openPlace } from "./place.js";
 
-/** The OPFS folder of the site at `base`: sites under one origin do not tidy each other's files away. */
-export function folderName(base) {
-  return `handbill ${encodeURIComponent(base.pathname)}`.slice(0, 200);
-}
-
-/** Files in OPFS. `entries` ({name, bytes, sha256}) and `base` can be posted to another worker and opened there again. */
+/** Files in a place. What it is made of (`kept`) can be posted to another worker and opened there again. */
 export class KeptFiles {
-  constructor({ entries, base }) {
-    this.kept = { entries, base };
+  constructor({ entries, base, where }) {
+    this.kept = { entries, base, where };
     this.entries = new Map(entries.map((entry) => [entry.name, entry]));
+    this.place = openPlace(new URL(base), where);
+    this.added = new Map();
+  }
+
+  async has(name) {
+    return this.added.has(name) || (await this.place).has(this.entries.get(name));
+  }
+
+  /** Have `bytes` for the file `name`, which the store has not kept. */
+  add(name, bytes) {
+    this.added.set(name, bytes);
+  }
+
+  letGo(names) {
+    for (const name of names) this.added.delete(name);
   }
 
   async read(name) {
@@ -28,18 +42,14 @@ export class KeptFiles {
   }
 
   async open(name) {
-    const root = await navigator.storage.getDirectory();
-    const folder = await root.getDirectoryHandle(folderName(new URL(this.kept.base)));
-    const file = await folder.getFileHandle(this.entries.get(name).sha256);
-    // Several tabs read at once; a browser that does not know the mode lets one at a time in, and the others wait.
-    const handle = await patiently(() => file.createSyncAccessHandle({ mode: "read-only" }));
-    const size = handle.getSize();
+    if (this.added.has(name)) return source(name, this.added.get(name));
+    const opened = await (await this.place).read(this.entries.get(name));
     return {
-      size,
+      size: opened.size,
       read(view, at) {
-        if (handle.read(view, { at }) !== view.byteLength) throw cutShort(name, size);
+        if (opened.read(view, at) !== view.byteLength) throw cutShort(name, opened.size);
       },
-      close: () => handle.close(),
+      close: () => opened.close(),
     };
   }
 }
@@ -48,6 +58,18 @@ export class KeptFiles {
 export class MemoryFiles {
   constructor(files) {
     this.files = files;
+  }
+
+  async has(name) {
+    return this.files.has(name);
+  }
+
+  add(name, bytes) {
+    this.files.set(name, bytes);
+  }
+
+  letGo(names) {
+    for (const name of names) this.files.delete(name);
   }
 
   async read(name) {
@@ -71,20 +93,7 @@ export function source(name, bytes) {
   };
 }
 
-function cutShort(name, size) {
+/** The Fault of a file that ends before what was asked of it. */
+export function cutShort(name, size) {
   return new Fault("corrupt", `The model is cut short in ${name}, which has ${size} bytes.`);
-}
-
-const PATIENCE_MS = 20_000;
-const PAUSE_MS = 50;
-
-async function patiently(open) {
-  for (const end = performance.now() + PATIENCE_MS; ; ) {
-    try {
-      return await open();
-    } catch (error) {
-      if (error.name !== "NoModificationAllowedError" || performance.now() > end) throw error;
-    }
-    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
-  }
 }

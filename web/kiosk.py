@@ -12,11 +12,18 @@ from pyscript.ffi import create_proxy
 
 import words
 from dom import by_id, on
+from turns import empty_clipboard
 
 TICK_MS = 1000
 
-EDITING = ("a", "c", "v", "x", "z", "ArrowLeft", "ArrowRight", "Backspace", "Delete", "Home", "End")
-"""Keys that may be pressed with Control: they do nothing outside a text field."""
+GRACE_SECONDS = 20
+"""From Stop until the answer has to be over. Past it the engine hears and does nothing, such as on a hung device."""
+
+EDITING = ("a", "c", "v", "x", "z", "arrowleft", "arrowright", "backspace", "delete", "home", "end")
+"""Keys that may be pressed with Control: they do nothing outside a text field. In lower case, for Caps Lock."""
+
+SELECTING = ("arrowleft", "arrowright", "home", "end")
+"""Those of them that may be pressed with Shift too: others are the browser's (Delete clears its data, C inspects)."""
 
 REVIVED = ("device", "memory", "internal")
 """Faults of an answer after which the engine cannot be trusted with the next one."""
@@ -32,6 +39,8 @@ class Kiosk:
         self._answering = 0.0  # Since when; 0 while no answer is under way.
         self._attracting = True
         self._stale = False  # Somebody was here since the page was loaded.
+        self._leaving = 0.0  # When to load the page anew, once it is stale and nobody is here.
+        self._copies = "copy" in (document.documentElement.dataset.controls or "").split()
         self._countdown = by_id("countdown")
         page.settings.furnish(self._limits["system"], self._limits["answer_tokens"])
         by_id("message").maxLength = self._limits["message_characters"]
@@ -43,21 +52,44 @@ class Kiosk:
         on(by_id("go-on"), "click", lambda _: self._countdown.close())
         js.setInterval(create_proxy(self._tick), TICK_MS)
 
+    def ready(self) -> None:
+        """The model is ready and nobody waits for it: let it read the questions on the slips."""
+        self._page.prepare([slip.textContent for slip in by_id("attract-questions").children])
+
     def fault(self, kind: str) -> None:
         """``page`` has shown a fault: begin anew by itself where nothing else helps."""
         if kind in REVIVED or not self._page.runtime:
             js.handbill.watchdog.revive()
+        elif not by_id("alert").hidden:  # Such as a file found damaged: this visitor may finish, and needs no button.
+            self._page.desk.calm()
+            self._stale = True
 
     def reset(self) -> None:
-        """Forget the visitor: conversation, drafts, choices, the engine's KV cache; back to the attract screen."""
+        """Forget the visitor: conversation, drafts, choices, the engine's KV cache; back to the attract screen, and the
+        page anew, for what both Pythons have let go of still lies in their memory.
+        """
         self._countdown.close()
+        self._page.desk.calm()
         if self._page.settings.open:
             by_id("settings").close()
         js.handbill.kept.clear()
+        if self._copies:
+            empty_clipboard()
         self._page.forget()
         js.window.getSelection().removeAllRanges()
         js.window.scrollTo(0, 0)
         self._attract(True)
+        self._stale, self._leaving = True, 0.0
+        self._leave()
+
+    def _leave(self) -> None:
+        """Load the page anew if a visitor was here, as soon as there is something to load: a model that is only being
+        opened would have to begin again.
+        """
+        now = _seconds()
+        if self._stale and self._page.runtime and now >= self._leaving:
+            self._leaving = now + self._limits["idle_seconds"]  # The next try, where the page is not to be had.
+            js.handbill.watchdog.leave()
 
     def _attract(self, attracting: bool) -> None:
         self._attracting = attracting
@@ -83,15 +115,16 @@ class Kiosk:
         if self._page.answer and self._page.runtime:
             self._touched = now  # Somebody waits for it.
             self._answering = self._answering or now
-            if now - self._answering >= self._limits["answer_seconds"]:
+            over = now - self._answering - self._limits["answer_seconds"]
+            if over >= GRACE_SECONDS:
+                js.handbill.watchdog.revive()
+            elif over >= 0:
                 self._page.stop()
         else:
             self._answering = 0.0
         idle = now - self._touched
         if self._attracting:
-            if self._stale and idle >= self._limits["idle_seconds"]:
-                self._stale = False  # Nobody came: a moment to load the page anew, which empties its memory too.
-                js.handbill.watchdog.renew()
+            self._leave()
             return
         left = self._limits["idle_seconds"] + self._limits["countdown_seconds"] - idle
         if left <= 0:
@@ -106,12 +139,15 @@ class Kiosk:
     def _lock(self) -> None:
         for kind in ("contextmenu", "dragstart", "dragover", "drop"):
             on(js.window, kind, _refuse)
-        if "copy" not in (document.documentElement.dataset.controls or "").split():
+        if not self._copies:
             for kind in ("copy", "cut", "paste"):
                 on(js.window, kind, _refuse)
         for kind in ("mousedown", "mouseup", "auxclick"):
             on(js.window, kind, self._on_mouse)
         on(js.window, "keydown", self._on_key)
+        on(js.window, "wheel", self._on_wheel, passive=False)  # Else it may not be prevented.
+        for kind in ("gesturestart", "gesturechange"):  # Safari's pinch; style.css keeps others from zooming.
+            on(js.window, kind, _refuse, passive=False)
         for kind in ("pointerdown", "wheel", "input"):
             on(js.window, kind, self._on_touch)
 
@@ -124,11 +160,18 @@ class Kiosk:
         if event.button:  # Middle scrolls and pastes, the next ones go back and forward in the history.
             event.preventDefault()
 
+    def _on_wheel(self, event: Event) -> None:
+        if event.ctrlKey:  # It zooms, a pinch on a touchpad too, and the browser keeps that for the site.
+            event.preventDefault()
+
     def _on_key(self, event: Event) -> None:
         self._on_touch(None)
+        key = event.key.lower()
+        named = len(key) > 1 and key.startswith(("f", "browser", "launch", "print", "zoom", "context"))
+        tasks = key == "escape" and event.shiftKey  # The browser's own list of what runs.
         held = (event.ctrlKey or event.metaKey or event.altKey) and not event.getModifierState("AltGraph")
-        named = len(event.key) > 1 and event.key.startswith(("F", "Browser", "Launch", "Print", "Zoom", "Context"))
-        if named or (held and event.key not in EDITING) or (event.altKey and event.key.startswith("Arrow")):
+        edits = not event.altKey and key in (SELECTING if event.shiftKey else EDITING)
+        if named or tasks or (held and not edits):
             event.preventDefault()
 
 

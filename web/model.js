@@ -2,13 +2,15 @@
 // python.mjs begins it while Python boots, engine.py takes it over through PyScript's js_modules; nothing here knows of
 // Python or of the page.
 
-import { Meter, download, fetchText, needed, sha256 } from "./download.js";
-import { Fault, WrongOutput, asFault } from "./fault.js";
-import { KeptFiles, MemoryFiles, source } from "./files.js";
+import { MemoryPart, download, fetchText } from "./download.js";
+import { Fault, asFault } from "./fault.js";
+import { KeptFiles, MemoryFiles } from "./files.js";
+import { InsideFiles } from "./inside.js";
+import { Meter } from "./meter.js";
 import { openOpenings as openings } from "./openings.js";
-import { sessions } from "./sessions/choose.js";
+import { adapterEntries, needed } from "./sessions/choose.js";
 import { openFirst } from "./sessions/enduring.js";
-import { gather, remember } from "./sessions/facts.js";
+import { judge } from "./sessions/facts.js";
 
 export const BASE = new URL("./", import.meta.url);
 
@@ -19,7 +21,7 @@ export function begin(channel, slug, runtime) {
   begun = new Model(channel, slug, runtime);
 }
 
-/** The model `slug` ("" for the site's first) on `runtime` ("" for the best): the one that was begun, else a new one. */
+/** The model `slug` ("" for what the store chooses) on `runtime` ("" for the best): the one that was begun, else a new one. */
 export function model(channel, slug, runtime) {
   const fits = begun && (begun.slug === slug || begun.slug === "") && begun.runtime === runtime;
   const found = fits ? begun : new Model(channel, slug, runtime);
@@ -29,20 +31,23 @@ export function model(channel, slug, runtime) {
 
 /**
  * A model being opened: promises of `manifest` (its text, not looked at), `tokenizer` and `session`. What goes wrong is
- * a Fault in each of them. The channel tells where the store has put the files, and is told the progress.
+ * a Fault in each of them. The channel tells which model the store has chosen, for which sessions, and where it has put
+ * the files (see `stored` in ARCHITECTURE.md); it is told the progress, and when another runtime has taken over.
  */
 class Model {
+  #answers = new Map(); // Files that the store was asked for, and what waits for them.
+
   constructor(channel, slug, runtime) {
     this.slug = slug;
     this.runtime = runtime;
     this.channel = new BroadcastChannel(channel);
-    const site = fetchText(new URL("site.json", BASE).href);
-    this.manifest = site.then((text) => {
-      const chosen = slug || JSON.parse(text).models[0]?.slug;
-      return fetchText(new URL(`models/${encodeURIComponent(chosen)}/manifest.json`, BASE).href);
-    });
-    const files = this.manifest.then((text) => this.#files(JSON.parse(text)));
-    this.session = this.#open(site, files);
+    this.moved = ""; // Why the best session is not the one that runs; engine.py says it again with `ready`.
+    const { chosen, stored } = this.#heard();
+    this.manifest = chosen.then((choice) =>
+      fetchText(new URL(`models/${encodeURIComponent(choice.slug)}/manifest.json`, BASE).href),
+    );
+    const files = this.#files(chosen, stored);
+    this.session = this.#open(chosen, files);
     this.tokenizer = this.#tokenizer(files);
     // Whoever waits for one of them hears of it; the browser need not say that nobody waits yet.
     for (const promise of [this.manifest, this.session, this.tokenizer]) promise.catch(() => {});
@@ -52,22 +57,40 @@ class Model {
     this.channel.postMessage(JSON.stringify(message));
   }
 
-  /** Where the store has put the files: "opfs", "nowhere" or "inside". It says so at every `waiting`. */
-  #stored() {
-    return new Promise((resolve) => {
-      this.channel.onmessage = ({ data }) => {
-        const { kind, where } = JSON.parse(data);
-        if (kind === "stored") resolve(where);
-      };
-      this.#tell({ kind: "waiting" });
+  /** Promises of the store's `chosen` and `stored`, which it says again at every `waiting`. */
+  #heard() {
+    const heard = {};
+    const hears = {};
+    for (const kind of ["chosen", "stored"]) heard[kind] = new Promise((resolve) => (hears[kind] = resolve));
+    this.channel.onmessage = ({ data }) => {
+      const message = JSON.parse(data);
+      if (message.kind === "fetched") this.#answers.get(message.file)?.(message);
+      if (!message.refusal) hears[message.kind]?.(message);
+    };
+    this.#tell({ kind: "waiting" });
+    return heard;
+  }
+
+  async #files(chosen, stored) {
+    const manifest = JSON.parse(await this.manifest);
+    const { where } = await stored;
+    if (where === "inside") return new InsideFiles(manifest);
+    const report = (message) => this.#tell(message);
+    const kept = where !== "nowhere";
+    const files = kept ? new KeptFiles({ entries: manifest.files, base: BASE.href, where }) : new MemoryFiles(new Map());
+    if (!kept) await complete(files, manifest, needed(manifest, (await chosen).sessions[0]), report);
+    return withAdapters(files, manifest, async (entry) => {
+      if (kept) await this.#fetched(entry.name);
+      await complete(files, manifest, [entry], report); // Into memory, where there is no place or no room in it.
     });
   }
 
-  async #files(manifest) {
-    const where = await this.#stored();
-    if (where === "inside") return new InsideFiles(manifest);
-    if (where === "opfs") return new KeptFiles({ entries: manifest.files, base: BASE.href });
-    return fetchFiles(manifest, (message) => this.#tell(message));
+  /** Ask the store for the file `name` and wait until it is kept or cannot be. Throws the store's Fault. */
+  async #fetched(name) {
+    const answer = new Promise((resolve) => (this.#answers.set(name, resolve)));
+    this.#tell({ kind: "fetch", file: name });
+    const { fault, detail } = await answer;
+    if (fault) throw new Fault(fault, detail);
   }
 
   async #tokenizer(files) {
@@ -75,70 +98,47 @@ class Model {
     return openTokenizer(await (await files).read(manifest.tokenizer));
   }
 
-  async #open(site, files) {
+  async #open(chosen, files) {
     const progress = (done, total) =>
       this.#tell({ kind: "progress", stage: "open", done, total, unit: "files", rate: null, seconds_left: null });
-    return openSession(await this.manifest, await site, await files, this.runtime, progress);
+    const moved = (why, runtime) => {
+      this.moved = why;
+      this.#tell({ kind: "moved", why, runtime });
+    };
+    const { sessions, dropped } = await chosen;
+    if (dropped) moved(dropped, `${sessions[0].name} ${sessions[0].threads}`);
+    const coming = (message) => this.#tell(message);
+    return openSession(JSON.parse(await this.manifest), sessions, await files, progress, moved, coming);
   }
 }
 
-/** Files that came inside the page itself (web/single/), each let go once it is read. */
-class InsideFiles {
-  constructor(manifest) {
-    this.folder = `models/${manifest.slug}`;
-    this.wanted = new Map(manifest.files.map((entry) => [entry.name, entry.sha256]));
-  }
-
-  async read(name) {
-    const path = `${this.folder}/${name}`;
-    const bytes = await self.handbillFiles.read(path);
-    self.handbillFiles.drop(path);
-    const found = await sha256({ length: bytes.length, read: source(name, bytes).read });
-    if (found !== this.wanted.get(name)) throw new Fault("file", name);
-    return bytes;
-  }
-
-  async open(name) {
-    return source(name, await this.read(name));
-  }
+/** `files`, whose adapters are had by `bring(entry)` when one is read that is not there. */
+function withAdapters(files, manifest, bring) {
+  const adapters = new Map(adapterEntries(manifest).map((entry) => [entry.name, entry]));
+  const read = async (name) => {
+    if (adapters.has(name)) await bring(adapters.get(name));
+    return files.read(name);
+  };
+  return Object.assign(Object.create(files), { read });
 }
 
-/** A file that is downloaded into memory. */
-class MemorySink {
-  constructor(bytes) {
-    this.buffer = new Uint8Array(bytes);
-    this.length = 0;
-  }
-
-  write(bytes) {
-    this.buffer.set(bytes, this.length);
-    this.length += bytes.length;
-  }
-
-  read(view, at) {
-    view.set(this.buffer.subarray(at, at + view.length));
-  }
-
-  clear() {
-    this.length = 0;
-  }
-}
-
-async function fetchFiles(manifest, report) {
-  const entries = needed(manifest);
+/** Download into memory those of `wanted` that `files` lacks. */
+async function complete(files, manifest, wanted, report) {
+  const entries = [];
+  for (const entry of wanted) if (!(await files.has(entry.name))) entries.push(entry);
+  if (!entries.length) return;
   const total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
-  const meter = new Meter("download", total, report);
-  const files = new Map();
+  const coming = entries.map((entry) => ({
+    entry,
+    url: new URL(`models/${manifest.slug}/${entry.name}`, BASE).href,
+    open: async () => new MemoryPart(entry.bytes),
+    keep: async (part) => files.add(entry.name, part.buffer),
+  }));
   try {
-    for (const entry of entries) {
-      const sink = new MemorySink(entry.bytes);
-      await download(new URL(`models/${manifest.slug}/${entry.name}`, BASE).href, entry, sink, meter);
-      files.set(entry.name, sink.buffer);
-    }
+    await download(coming, new Meter("download", total, report));
   } catch (error) {
     throw asFault(error);
   }
-  return new MemoryFiles(files);
 }
 
 /**
@@ -157,27 +157,22 @@ export async function openTokenizer(bytes) {
 }
 
 /**
- * The best session that opens, as one that outlives its device (enduring.js). `report(done, total)` while files are
- * read; `moved(why, runtime)` whenever another runtime has taken over. `forced`: see choose.js.
+ * The first of `list` (choose.js) that opens, as a session that outlives its device (enduring.js). `report(done, total)`
+ * while files are read; `moved(why, runtime)` whenever another runtime has taken over; `coming(message)` while what it
+ * needs is downloaded: its own graph, and the weights where the one before had the only copy.
  */
-export async function openSession(manifestText, siteText, files, forced, report, moved = () => {}) {
-  const manifest = JSON.parse(manifestText);
-  const { list, refusal, dropped } = sessions(await gather(JSON.parse(siteText)), manifest, forced);
-  if (refusal === "memory") throw new Fault("memory", `${manifest.title} does not fit into this device's memory.`);
-  if (refusal) throw new Fault("device", forced ? `"${forced}" was asked for and is not to be had here.` : "No runtime fits.");
-  if (dropped) moved(dropped, list[0].words);
+export function openSession(manifest, list, files, report, moved, coming = () => {}) {
   const start = async (choice) => {
+    await complete(files, manifest, needed(manifest, choice), coming);
     const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
-    try {
-      return await module.open({
-        manifest, read: (name) => files.read(name), files, base: BASE.href, onProgress: report, choice,
-      });
-    } catch (error) {
-      if (error instanceof WrongOutput) await remember(graphSha256(manifest, choice)).catch(console.warn);
-      throw error;
-    }
+    const session = await module.open({ manifest, files, base: BASE.href, onProgress: report, choice });
+    files.letGo(manifest.weights); // The session has them.
+    if (choice.name === "webgpu") await judged(choice, true); // It may have been wrong before, and been asked for again.
+    return session;
   };
-  return openFirst(list, start, moved);
+  const judged = (choice, right) =>
+    judge(graphSha256(manifest, choice), right).catch((error) => console.warn("What was found is not kept:", error));
+  return openFirst(list, start, moved, (choice) => judged(choice, false));
 }
 
 /** What was kept of this model's openings (openings.js), or null where nothing can be. `model`: the manifest's hash. */

@@ -2,7 +2,7 @@
 // visit does not read them again. What a file holds is in its name: a folder for each model and kernel, a file for each
 // run of tokens. A changed key finds no file; a damaged file is no file.
 
-import { folderName } from "./files.js";
+import { siteFolder } from "./place.js";
 
 export const FOLDER = "openings";
 const MOST = 16; // Files of a model; the oldest goes first.
@@ -15,8 +15,8 @@ const DIGEST = 32; // Bytes of sha256 before the content.
 export async function openOpenings(session, model, base) {
   if (!session.snapshot || !navigator.storage?.getDirectory || !self.crypto?.subtle) return null;
   try {
-    let folder = await navigator.storage.getDirectory();
-    for (const name of [folderName(base), FOLDER, `${model}-${session.kernels}`]) {
+    let folder = await siteFolder(base);
+    for (const name of [FOLDER, `${model}-${session.kernels}`]) {
       folder = await folder.getDirectoryHandle(name, { create: true });
     }
     const names = [];
@@ -31,15 +31,23 @@ export async function openOpenings(session, model, base) {
 class Openings {
   #session;
   #folder;
+  #kernels;
 
   constructor(session, folder, names) {
     this.#session = session;
     this.#folder = folder;
+    this.#kernels = session.kernels;
     this.names = names;
+  }
+
+  /** Whether another runtime has taken over, of whose KV cache nothing is here. */
+  get #foreign() {
+    return this.#session.kernels !== this.#kernels;
   }
 
   /** Keep the first `length` tokens of the KV cache under `name`. */
   async save(name, length) {
+    if (this.#foreign) return;
     const content = this.#session.snapshot(length);
     const handle = await this.#folder.getFileHandle(name, { create: true });
     const writable = await handle.createWritable(); // What it replaces stays until close().
@@ -50,14 +58,16 @@ class Openings {
     if (this.names.length > MOST) await this.#folder.removeEntry(await this.#oldest()).catch(() => {});
   }
 
-  /** Make what lies under `name` the first `length` tokens of the KV cache; false, and nothing touched, if it cannot. */
-  async restore(name, length) {
+  /** Make what lies under `name` the KV cache of `ids` (Int32Array); false, and nothing touched, if it cannot. */
+  async restore(name, ids) {
+    if (this.#foreign) return false;
     try {
       const file = await (await this.#folder.getFileHandle(name)).getFile();
       const bytes = new Uint8Array(await file.arrayBuffer());
       const content = bytes.subarray(DIGEST);
       const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
-      if (digest.every((byte, i) => byte === bytes[i]) && this.#session.restore(content, length)) return true;
+      if (this.#foreign) return false;
+      if (digest.every((byte, i) => byte === bytes[i]) && this.#session.restore(content, ids)) return true;
       await this.#folder.removeEntry(name);
     } catch (error) {
       console.warn("An opening could not be read:", error.message);

@@ -18,11 +18,16 @@ from desk import Desk
 from dom import by_id, on
 from kiosk import Kiosk
 from settings import Settings
+from storage import Storage
 from turns import Answer, Turns
 
 with open("words.json") as file:  # noqa: PTH123 - MicroPython has no pathlib
     words.load(json.load(file))
 words.speak(js.handbill.language.spoken())
+
+
+SOON_CHARACTERS = 20_000
+"""Most that a question may have before it is known how much this model holds."""
 
 
 class Page:
@@ -35,13 +40,15 @@ class Page:
         self.answer: Answer | None = None  # The answer being written or waited for.
         self.turn = 0  # Number of the latest question; what the engine says of an earlier one comes too late.
         self.slug = ""
-        self.runtime = ""  # Where the model runs, in words; "" until it is ready.
+        self.title = ""  # The model's.
+        self.runtime = ""  # Where the model runs (words.runtime says it); "" until it is ready.
         self.is_base = False
         self.characters = 0  # Most that a question may have for this model; 0 until it is known.
         self.bill = Bill(self.send)
         self.desk = Desk()
         self.turns = Turns(self._again)
-        self.settings = Settings(self._on_language)
+        self.settings = Settings(self._on_language, lambda adapter: self._post("adapt", adapter=adapter))
+        self.storage = Storage(self._post)
         on(by_id("composer"), "submit", self._on_submit)
         on(by_id("new-chat"), "click", lambda _: self._new_chat())
         on(js.window, "keydown", self._on_window_key)
@@ -51,25 +58,12 @@ class Page:
         self.booting = asyncio.create_task(self._boot())
 
     async def _boot(self) -> None:
-        """What the site offers first, then the engine as soon as it has booted."""
+        """Start the engine as soon as it has booted."""
         try:
-            site = await (await js.fetch("site.json")).json()
-            self._show_site(site)
             engine = js.single.engine if hasattr(js, "single") else await workers["engine"]
             await engine.start(js.handbill.channel)
         except Exception as error:
-            self.desk.alarm(f"{words.fault('internal')} {error}")
-
-    def _show_site(self, site: "js.Object") -> None:
-        models = list(site.models)
-        if not models:
-            self.desk.alarm(words.say("fault.no_model"))
-            return
-        chosen = [model for model in models if model.slug == js.handbill.slug] or models[:1]
-        self.slug = js.handbill.slug or chosen[0].slug
-        self.bill.name(chosen[0].title)
-        self.bill.cost(chosen[0].bytes)
-        self.settings.offer(models, self.slug)
+            self.desk.alarm(lambda: words.fault("internal"), str(error))
 
     # Messages of the store and the engine.
 
@@ -85,8 +79,29 @@ class Page:
         if handler:  # Our own words on the channel do not come back, but another kind may be meant for the engine.
             handler(message)
 
+    def _on_chosen(self, message: dict) -> None:  # type: ignore[type-arg]
+        if self.slug:
+            return  # The store says it again to whoever comes late.
+        offers = {offer["slug"]: offer for offer in message["offers"]}
+        if not offers:
+            self.desk.alarm(lambda: words.say("fault.no_model"))
+            return
+        self.slug = message["slug"]
+        self.settings.offer(message, js.handbill.runtime)
+        chosen = offers.get(self.slug)
+        if chosen:
+            self.bill.name(chosen["title"])
+            self.bill.cost(chosen["bytes"], message.get("page", 0))
+            if message["warning"]:
+                self.bill.kept("nowhere")
+                title, count = chosen["title"], chosen["bytes"]
+                self.desk.notice(lambda: words.say("warning.storage", title=title, size=words.size(count)))
+            self.bill.because(message["why"] if len(offers) > 1 else "")
+        if message["refusal"]:
+            self.desk.alarm(lambda: words.refusal(message["refusal"], chosen["title"] if chosen else self.slug))
+
     def _on_booted(self, _: dict) -> None:  # type: ignore[type-arg]
-        self._post("load", slug=self.slug, runtime=js.handbill.runtime)
+        self._post("load", slug=self.slug, runtime=js.handbill.runtime, settings=self.settings.sampling())
 
     def _on_progress(self, message: dict) -> None:  # type: ignore[type-arg]
         share = 100 * message["done"] / message["total"] if message["total"] else 0
@@ -99,24 +114,54 @@ class Page:
         if self.runtime:
             return
         self.bill.kept(message["where"])
-        if message["where"] == "opfs":
+        if message["why"]:
+            row = "warning.full" if message["why"] == "full" else "warning.refused"
+            self.desk.notice(lambda: words.say(row))
+        if message["where"] in ("opfs", "cache"):
             self.desk.status(words.say("status.stored"), 100)
         else:
             self.desk.status(words.say("status.python"), 0)
+
+    def _on_unkept(self, _: dict) -> None:  # type: ignore[type-arg]
+        self.desk.notice(lambda: words.say("warning.full_site"))
+
+    def _on_kept(self, message: dict) -> None:  # type: ignore[type-arg]
+        self.storage.show(message)
 
     def _on_ready(self, message: dict) -> None:  # type: ignore[type-arg]
         self.runtime = message["runtime"]
         self.is_base = message["is_base"]
         self.characters = message["characters"]
-        self.bill.name(message["title"])
+        self.title = message["title"]
+        if self.desk.length() > SOON_CHARACTERS:
+            self.desk.notice(None)  # It may be sent now.
+        self.bill.name(self.title)
         self.bill.runs_on(self.runtime)
+        if message["moved"]:
+            self.desk.notice(lambda: words.moved(message["moved"], message["runtime"]))
         self.settings.fit(message)
         if self.is_base:
             self.desk.prompt("desk.begin")
         self._idle()
-        document.body.dataset.ready = self.runtime
+        document.body.dataset.ready = words.runtime(self.runtime)
         if self.answer:
             self._ask()
+        elif self.kiosk:
+            self.kiosk.ready()
+
+    def _on_moved(self, message: dict) -> None:  # type: ignore[type-arg]
+        self.desk.notice(lambda: words.moved(message["why"], message["runtime"]))
+        if self.runtime:
+            self.runtime = message["runtime"]
+            self.bill.runs_on(self.runtime)
+            document.body.dataset.ready = words.runtime(self.runtime)
+
+    def _on_adapted(self, message: dict) -> None:  # type: ignore[type-arg]
+        adapter = self.settings.adapted(message["adapter"])
+        self.bill.name(f"{self.title} + {adapter}" if adapter else self.title)
+        document.body.dataset.adapter = message["adapter"]
+        if not self.answer:
+            self._idle()  # It may have been downloaded just now.
 
     def _on_piece(self, message: dict) -> None:  # type: ignore[type-arg]
         if not self.answer:
@@ -138,18 +183,18 @@ class Page:
         self._end()
 
     def _on_fault(self, message: dict) -> None:  # type: ignore[type-arg]
-        sentence = f"{words.fault(message['fault'])} {message['detail']}".strip()
+        kind, detail = message["fault"], message["detail"]
         if self.runtime and self.answer:
-            self.answer.fail(sentence)
+            self.answer.fail(words.fault(kind), detail)
             self.desk.give_back(self.messages.pop()["content"])  # It was not answered: it goes back to be changed.
             self._end()
         else:
             if self.answer:
                 self.answer.fail(words.say("turns.not_loaded"))
                 self.answer = None
-            self.desk.alarm(sentence)
+            self.desk.alarm(lambda: words.fault(kind), detail)
         if self.kiosk:
-            self.kiosk.fault(message["fault"])
+            self.kiosk.fault(kind)
 
     # What the visitor does.
 
@@ -157,9 +202,12 @@ class Page:
         event.preventDefault()
         if self.answer:
             self.stop()
-        elif self.characters and self.desk.length() > self.characters:
-            # Not drawn, not sent, not lost: a megabyte in the conversation would keep the browser busy for a minute.
-            self.desk.status(words.say("fault.too_long"), None)
+        # Not drawn, not sent, not lost: a megabyte in the conversation would keep the browser busy for a minute.
+        elif self.desk.length() > (self.characters or SOON_CHARACTERS):
+            if self.characters:
+                self.desk.status(words.say("fault.too_long"), None)
+            else:
+                self.desk.notice(lambda: words.say("warning.too_long_yet"))
         elif text := self.desk.take():
             self.send(text)
 
@@ -170,6 +218,9 @@ class Page:
     def _on_language(self) -> None:
         words.speak(js.handbill.language.spoken())
         self.bill.redraw()
+        self.desk.redraw()
+        self.settings.redraw()
+        self.storage.redraw()
         if self.runtime and not self.answer:
             self._idle()
 
@@ -194,12 +245,18 @@ class Page:
             self._ask()
 
     def _ask(self) -> None:
-        messages = self.messages
-        system = self.settings.system()
-        if system:
-            messages = [{"role": "system", "content": system}] + messages  # noqa: RUF005 - MicroPython lacks [*a, b]
         self.desk.hush()
-        self._post("ask", turn=self.turn, messages=messages, settings=self.settings.sampling())
+        self._post("ask", turn=self.turn, messages=self._told(self.messages), settings=self.settings.sampling())
+
+    def _told(self, messages: "list[dict[str, str]]") -> "list[dict[str, str]]":
+        """``messages`` under the system prompt of now."""
+        system = self.settings.system()
+        return ([{"role": "system", "content": system}] if system else []) + messages
+
+    def prepare(self, questions: "list[str]") -> None:
+        """Have the engine read ``questions``, each the first of a conversation, while nobody asks anything."""
+        told = [self._told([{"role": "user", "content": question}]) for question in questions]
+        self._post("prepare", conversations=told)
 
     def stop(self) -> None:
         """End the answer under way; one that waits for the model is taken back."""
@@ -236,6 +293,7 @@ class Page:
         self.turns.clear()
         self.bill.show(True)
         by_id("new-chat").disabled = True
+        self.desk.notice(None)
         self._end()
         js.window.scrollTo(0, 0)
 
@@ -246,7 +304,7 @@ class Page:
             self._idle()
 
     def _idle(self) -> None:
-        self.desk.status(words.say("status.ready", runtime=self.runtime), None)
+        self.desk.status(words.say("status.ready", runtime=words.runtime(self.runtime)), None)
 
 
 page = Page()

@@ -1,4 +1,4 @@
-"""The settings: sampling, system prompt, model and language, and what of them this browser keeps (MicroPython)."""
+"""The settings: sampling, system prompt, model, adapter, language; what of them this browser keeps (MicroPython)."""
 
 import json
 
@@ -14,11 +14,19 @@ KEPT = "settings"
 
 
 class Settings:
-    """The dialog and the choices made in it. ``spoken()`` is called when another language was chosen."""
+    """The dialog and the choices made in it.
 
-    def __init__(self, spoken: "object") -> None:
+    ``spoken()`` is called when another language was chosen, ``adapt(name)`` when another adapter was ("" for none).
+    """
+
+    def __init__(self, spoken: "object", adapt: "object") -> None:
         self._spoken = spoken
-        self._chosen = _kept()
+        self._adapt = adapt
+        self._adapters: dict[str, str] = {}  # Titles of the model's by their names.
+        self._adapter = ""  # The one in use, or asked for.
+        self._offers: list[dict] = []  # type: ignore[type-arg]  # The models to choose from, as ``chosen`` has them.
+        self._found = _kept()
+        self._chosen = dict(self._found)
         self._defaults: dict[str, float] = {}
         self._most = 0  # Longest answer that a kiosk allows, in tokens; 0 for no bound of its own.
         self._given_system = ""  # The kiosk's system prompt.
@@ -36,21 +44,51 @@ class Settings:
         """Whether the dialog is open."""
         return bool(self._dialog.open)
 
-    def offer(self, models: "list[js.Object]", slug: str) -> None:
-        """Let the visitor choose among the site's models; ``slug`` is the one of now."""
-        for model in models:
-            _option("model-choice", model.slug, f"{model.title} ({words.size(model.bytes)})")
-        by_id("model-choice").value = slug
-        by_id("model-field").hidden = len(models) < 2
+    def offer(self, chosen: dict, runtime: str) -> None:  # type: ignore[type-arg]
+        """Let the visitor choose another model or runtime than those of the ``chosen`` message; ``runtime`` is the one
+        asked for so far, "" for the best."""
+        self._offers = chosen["offers"]
+        for model in self._offers:
+            _option("model-choice", model["slug"], "")
+        self.redraw()
+        for name in chosen["runtimes"]:
+            label(_option("runtime-choice", name, ""), f"settings.runtime_{name}")
+        by_id("model-choice").value = chosen["slug"]
+        by_id("runtime-choice").value = runtime
+        by_id("model-field").hidden = len(chosen["offers"]) < 2
+        by_id("runtime-field").hidden = len(chosen["runtimes"]) < 2
+
+    def redraw(self) -> None:
+        """Say the models in the language of now."""
+        for option, model in zip(by_id("model-choice").options, self._offers):  # noqa: B905 - MicroPython has no strict
+            row = "settings.model_refused" if model["refusal"] else "settings.model_size"
+            option.textContent = words.say(row, title=model["title"], size=words.size(model["bytes"]))
 
     def fit(self, ready: dict) -> None:  # type: ignore[type-arg]
         """Take defaults and limits from the ``ready`` message of the model."""
         self._defaults = ready["generation"]
+        for name in ready["refused"]:
+            if self._chosen.get(name) == self._found.get(name):
+                self._chosen.pop(name, None)
         by_id("max_tokens").max = self._most or ready["context"]
         if not ready["takes_system"]:
             by_id("system").disabled = True
             label(by_id("system-note"), "settings.system_none")
+        for adapter in ready["adapters"]:
+            self._adapters[adapter["name"]] = adapter["title"]
+            _option("adapter-choice", adapter["name"], adapter["title"])
+        by_id("adapter-field").hidden = not self._adapters
+        if self._chosen.get("adapter") in self._adapters:
+            self._switch(self._chosen["adapter"])
         self._show()
+
+    def adapted(self, adapter: str) -> str:
+        """The engine answers with ``adapter`` from now on; its title, "" for none."""
+        self._adapter = by_id("adapter-choice").value = adapter
+        if adapter != self._chosen.get("adapter", ""):
+            self._chosen["adapter"] = adapter
+            self._keep()
+        return self._adapters.get(adapter, "")
 
     def sampling(self) -> "dict[str, float]":
         """What the visitor, or the kiosk, chose of an ``ask`` message's settings."""
@@ -71,12 +109,22 @@ class Settings:
     def forget(self) -> None:
         """Undo all choices."""
         self._chosen = {}
+        self._switch("")
         by_id("language-choice").value = ""
         js.handbill.language.fill()
         self._spoken()  # type: ignore[operator]
         self._show()
 
+    def _switch(self, adapter: str) -> None:
+        if adapter != self._adapter:
+            self._adapter = adapter
+            self._adapt(adapter)  # type: ignore[operator]
+
+    def _keep(self) -> None:
+        js.handbill.kept.set(KEPT, json.dumps(self._chosen))
+
     def _show(self) -> None:
+        by_id("adapter-choice").value = self._adapter
         by_id("system").value = self._chosen.get("system", self._given_system)
         values = dict(self._defaults, **self.sampling())
         for name in SAMPLING:
@@ -103,8 +151,11 @@ class Settings:
             js.handbill.language.choose(value)
             self._spoken()  # type: ignore[operator]
             self._show_values()
-        elif name == "model-choice":
-            js.location.search = f"?model={value}"
+        elif name in ("model-choice", "runtime-choice"):
+            model, runtime = by_id("model-choice").value, by_id("runtime-choice").value
+            js.location.search = f"?model={model}" + (f"&runtime={runtime}" if runtime else "")
+        elif name == "adapter-choice":
+            self._switch(value)
         else:
             if name == "system":
                 self._chosen[name] = value.strip()
@@ -112,29 +163,39 @@ class Settings:
                 self._chosen[name] = float(value)
             elif name == "max_tokens" and event.target.checkValidity() and value:
                 self._chosen[name] = int(value)
-            js.handbill.kept.set(KEPT, json.dumps(self._chosen))
+            self._keep()
 
     def _on_defaults(self, _: Event) -> None:
         self._chosen = {}
+        self._switch("")
         js.handbill.kept.set(KEPT, "")
         self._show()
 
 
-def _option(select: str, value: str, text: str) -> None:
+def _option(select: str, value: str, text: str) -> "js.Element":
     option = element("option", "", text)
     option.value = value
     by_id(select).append(option)
+    return option
+
+
+def _is_number(value: object) -> bool:
+    """Whether JSON can say it: 1e999 is read as infinite."""
+    return isinstance(value, (int, float)) and value - value == 0
 
 
 def _kept() -> dict:  # type: ignore[type-arg]
-    """The choices of an earlier visit. Others may write there too: what is not a choice of ours is left out."""
+    """The choices of an earlier visit. Others may write there too: what is not a choice of ours is left out here, what
+    is out of its range by the engine (``refused`` of ``ready``).
+    """
     try:
         found = json.loads(js.handbill.kept.get(KEPT) or "{}")
     except ValueError:
         return {}
     if not isinstance(found, dict):
         return {}
-    chosen = {name: found[name] for name in SAMPLING if isinstance(found.get(name), (int, float))}
-    if isinstance(found.get("system"), str):
-        chosen["system"] = found["system"]
+    chosen = {name: found[name] for name in SAMPLING if _is_number(found.get(name))}
+    for name in ("system", "adapter"):
+        if isinstance(found.get(name), str):
+            chosen[name] = found[name]
     return chosen

@@ -20,9 +20,10 @@ globalThis.handbill = {
 language.fill();
 
 if (!globalThis.single) { // A page that is one file has all of it inside.
-  startStore();
+  const store = startStore();
   nameModel();
-  keepSite();
+  keepSite(store);
+  askToKeep();
 }
 
 function startStore() {
@@ -32,7 +33,23 @@ function startStore() {
     channel.postMessage(JSON.stringify({ kind: "fault", fault: "internal", detail: `store.js: ${event.message}` }));
     channel.close();
   });
-  store.postMessage({ slug: handbill.slug });
+  store.postMessage({ model: handbill.slug, runtime: handbill.runtime });
+  return store;
+}
+
+/**
+ * Ask the browser not to clear what is kept, once a download begins: before, there is nothing to keep, and after it the
+ * quota, which some browsers raise with their consent, has been counted. Chromium and Safari decide by themselves; Firefox
+ * asks the visitor, and the download does not wait for the answer.
+ */
+function askToKeep() {
+  const listener = new BroadcastChannel(handbill.channel);
+  listener.onmessage = ({ data }) => {
+    const { kind, stage } = JSON.parse(data);
+    if (kind !== "progress" || stage !== "download") return;
+    listener.close();
+    navigator.storage?.persist?.().catch(console.warn);
+  };
 }
 
 // PyScript starts the engine's worker; python.mjs, which it takes for the interpreter, opens this model meanwhile.
@@ -46,23 +63,33 @@ function nameModel() {
 }
 
 /**
- * The service worker (service.js) keeps the site once the model is ready, when nobody waits for anything. A host that
- * sends no isolation headers needs it at once, for threads: it adds them from the first reload on.
+ * The service worker (service.js) keeps the site once the model is ready, when nobody waits for anything; `store` says
+ * which files of a runtime that takes. It then fetches what the model has anew in a release that was gathered, and the
+ * release is whole. A host that sends no isolation headers needs the worker at once, for threads: it adds them from the
+ * first reload on.
  */
-function keepSite() {
+function keepSite(store) {
   const workers = navigator.serviceWorker;
+  // Isolated as the page, it would live in the page's process and keep it beyond a kiosk's visitor (fresh.html). serve.py
+  // sends it so if it is asked for apart; a process more is what that takes.
+  const script = document.getElementById("kiosk") ? "service.js?apart" : "service.js";
   if (!isSecureContext || !workers) return;
   if (!crossOriginIsolated && !workers.controller) {
     workers.addEventListener("controllerchange", () => handbill.ready || location.reload());
-    workers.register("service.js");
+    workers.register(script);
   }
   const listener = new BroadcastChannel(handbill.channel);
-  listener.onmessage = async ({ data }) => {
-    if (JSON.parse(data).kind !== "ready") return;
-    handbill.ready = true;
-    await workers.register("service.js");
-    (await workers.ready).active.postMessage({ kind: "keep" });
+  listener.onmessage = ({ data }) => {
+    if (JSON.parse(data).kind === "ready") handbill.ready = true;
   };
+  workers.addEventListener("message", ({ data: { gathered, unkept } }) => {
+    if (gathered) store.postMessage({ release: gathered });
+    if (unkept) listener.postMessage(JSON.stringify({ kind: "unkept", why: unkept }));
+  });
+  store.addEventListener("message", async ({ data: { used, ready } }) => {
+    if (used) await workers.register(script);
+    (await workers.ready).active.postMessage(used ? { kind: "keep", used } : { kind: "whole", name: ready });
+  });
 }
 
 if (document.getElementById("kiosk")) import("./watchdog.js").then((watchdog) => (handbill.watchdog = watchdog));

@@ -1,179 +1,208 @@
-// The store: a worker that downloads the model's files while Python boots and keeps them in OPFS.
+// The store: a worker that chooses the model for this device (decide.js), downloads its files while Python boots and keeps
+// them in a place (place.js).
 //
 // A file lies under its sha256, so what is whole is known by its name, a new export never mixes with an old one, and
-// two models share what is equal. While it downloads it is called "<sha256>.part" and is resumed from its length. It is
-// hashed as it comes; at later visits its name and size are trusted, and its bytes are read again only when the visitor
-// has an answer (or none could be given) and waits for nothing.
-// In:  {slug} by postMessage from start.js ("" for the site's first model); `waiting`, `ask`, `done` and `fault` on the
-//      channel.
-// Out: `progress`, `stored` {slug, where} and `fault` on the channel (ARCHITECTURE.md); the last one of them is said
-//      again at every `waiting`, because nobody may have been listening the first time.
+// two models share what is equal. It is hashed as it comes; at later visits its name and size are trusted, and its bytes
+// are read again only when the visitor has an answer (or none could be given) and waits for nothing.
+// In:  {model, runtime} by postMessage from start.js (each "" for the best), and {release} where the service worker has
+//      gathered one; `waiting`, `ready`, `ask`, `done`, `fault`, `survey` and `discard` on the channel.
+// Out: `chosen`, `progress`, `stored`, `kept` and `fault` on the channel (ARCHITECTURE.md); `chosen` and the last one of
+//      `progress`, `stored` and `fault` are said again at every `waiting`, because nobody may have been listening the first
+//      time. By postMessage {used}, the runtimes' files by name, once the model is ready, and {ready: release} once all that
+//      a release needs is kept.
+//
+// After the first answer comes what takes over where the graphics chip is lost (spare in choose.js), which may be when
+// there is no network.
 
-import { Meter, download, fetchJson, needed, sha256 } from "./download.js";
+import { decide, manifestUrl } from "./decide.js";
+import { download, fetchJson } from "./download.js";
 import { Fault, asFault } from "./fault.js";
-import { folderName } from "./files.js";
-import { FOLDER as OPENINGS } from "./openings.js";
+import { Holds } from "./holds.js";
+import { Inventory } from "./inventory.js";
+import { Meter } from "./meter.js";
+import { openPlace } from "./place.js";
+import { adapterEntries, fallback, ortFiles, spare } from "./sessions/choose.js";
+import { sha256 } from "./sha256.js";
 
 const BASE = new URL("./", import.meta.url);
-const AT_ONCE = 4; // Files that are downloaded side by side.
 const channel = new BroadcastChannel(self.name);
+let chosen = null;
 let last = null;
-let kept = null; // {directory, entries, url} once the model is in OPFS.
+let wish = null;
+let place = null;
+let holds = null;
+let inventory = null;
+let manifest = null;
+let kept = []; // The model's entries, once they lie in the place.
 let checking = null; // The promise of a check under way.
 let resting = Promise.resolve(); // Resolved while nobody waits for an answer.
 let rest = () => {};
+let reading = Promise.resolve(); // Settled while the check has no file open.
+const deleted = new AbortController(); // Aborted once a model was deleted: what is open cannot be.
+const deletion = new Promise((resolve) => deleted.signal.addEventListener("abort", resolve));
 
-function post(message) {
-  last = message;
+function say(message) {
   channel.postMessage(JSON.stringify(message));
 }
 
-/** A file of OPFS through its sync access handle. */
-class OpfsFile {
-  constructor(handle) {
-    this.handle = handle;
-    this.length = handle.getSize();
-  }
+function post(message) {
+  last = message;
+  say(message);
+}
 
-  write(bytes) {
-    const written = this.handle.write(bytes, { at: this.length });
-    this.length += written;
-    if (written < bytes.length) throw new DOMException("The device's storage is full.", "QuotaExceededError");
-  }
+/** By content: two names for the same bytes are one file here. */
+const distinct = (entries) => [...new Map(entries.map((entry) => [entry.sha256, entry])).values()];
 
-  read(view, at) {
-    this.handle.read(view, { at });
-  }
+async function here(entries) {
+  const there = await Promise.all(entries.map((entry) => place.has(entry)));
+  return entries.filter((_, i) => there[i]);
+}
 
-  clear() {
-    this.handle.truncate(0);
-    this.length = 0;
+async function lacking(entries) {
+  const there = new Set(await here(entries));
+  return entries.filter((entry) => !there.has(entry));
+}
+
+/** Let go of those of `entries` that are none of what is kept. */
+async function letGo(entries) {
+  const used = new Set(kept.map(({ sha256: name }) => name));
+  await holds.release(entries.map(({ sha256: name }) => name).filter((name) => !used.has(name)));
+}
+
+/** Have `entries` of the model `slug` in the place, told to `report`; "" or why they cannot be kept: "full". */
+async function fetchAll(slug, entries, report) {
+  await holds.hold(entries.map((entry) => entry.sha256));
+  if ((await lacking(entries)).length === 0) return "";
+  const sum = (list) => list.reduce((total, entry) => total + entry.bytes, 0);
+  const meter = new Meter("download", sum(entries), report);
+  meter.tell();
+  return holds.alone(async () => {
+    await inventory.tidy();
+    const missing = await lacking(entries);
+    if (!(await inventory.room(missing))) return "full";
+    meter.skip(sum(entries) - sum(missing));
+    const files = missing.map((entry) => ({
+      entry,
+      url: new URL(entry.name, manifestUrl(BASE, slug)).href,
+      open: () => place.part(entry),
+      keep: (part) => place.keep(entry, part),
+    }));
+    try {
+      await download(files, meter);
+    } catch (error) {
+      if (error.name !== "QuotaExceededError") throw error;
+      for (const entry of missing) if (!(await place.has(entry))) await place.remove(entry.sha256);
+      return "full";
+    }
+    return "";
+  });
+}
+
+async function load() {
+  const site = await fetchJson(new URL("site.json", BASE).href);
+  const { chosen: said, entries, manifest: its, manifests } = await decide(site, wish, BASE);
+  chosen = said;
+  manifest = its;
+  say(chosen);
+  const { slug, refusal } = chosen;
+  if (refusal) return null;
+  place = navigator.locks ? await openPlace(BASE) : null;
+  if (!place) return { kind: "stored", slug, where: "nowhere", why: "refused" };
+  holds = new Holds(BASE);
+  inventory = new Inventory(BASE, place, holds, manifests);
+  const needed = distinct(entries);
+  const why = await fetchAll(slug, needed, post);
+  if (why) {
+    await letGo(needed);
+    return { kind: "stored", slug, where: "nowhere", why };
+  }
+  const more = await here([...adapterEntries(manifest), ...spare(manifest, chosen.sessions)]); // Of earlier visits.
+  await holds.hold(more.map((entry) => entry.sha256));
+  kept = distinct([...needed, ...more]);
+  return { kind: "stored", slug, where: place.where, why: "" };
+}
+
+/** Have `entries` besides what is kept, told to `report`; "" or why they cannot be kept: "full". Throws what download does. */
+async function keepToo(entries, report) {
+  try {
+    const why = await fetchAll(chosen.slug, entries, report);
+    if (!why) kept = distinct([...kept, ...entries]);
+    return why;
+  } finally {
+    await letGo(entries);
   }
 }
 
-async function exists(directory, name) {
+/** Have the file `name`, an adapter that the visitor has just chosen; {why, fault, detail}: how that went. */
+async function fetchAdapter(name) {
   try {
-    return await directory.getFileHandle(name);
+    const why = await keepToo(adapterEntries(manifest).filter((entry) => entry.name === name), say);
+    return { why, fault: "", detail: "" };
   } catch (error) {
-    if (error.name === "NotFoundError") return null;
+    const { fault, message } = asFault(error);
+    return { why: "", fault, detail: message };
+  }
+}
+
+/** Have what takes over from the graphics chip. Nobody has asked for it: where it cannot be had, a later visit tries again. */
+async function fetchSpare() {
+  try {
+    await keepToo(spare(manifest, chosen.sessions), () => {});
+  } catch (error) {
+    console.warn("Without a network nothing could take over from the graphics chip yet:", error.message);
+  }
+}
+
+/**
+ * Fetch what a newer release of the site, which `name` is the cache of, needs of the model: it is used from then on. Throws
+ * where it cannot be had or would not run here: the release in use, whose model is here, then stays.
+ */
+async function prepare({ name, site }) {
+  if (!kept.length) return; // Nothing of this page's model is kept anyway.
+  const cache = await caches.open(name);
+  const read = async (url) => (await cache.match(url)).json();
+  const { chosen: next, entries, manifest: its } = await decide(site, wish, BASE, read);
+  if (next.refusal) throw new Error(`its model does not run on this device (${next.refusal}).`);
+  // What came after the first answer, or was chosen once, stays at hand.
+  const names = new Set(kept.map((entry) => entry.name));
+  const adapters = adapterEntries(its).filter((entry) => names.has(entry.name));
+  const spared = spare(manifest, chosen.sessions).some((entry) => names.has(entry.name));
+  const wanted = distinct([...entries, ...adapters, ...(spared ? spare(its, next.sessions) : [])]);
+  try {
+    if (await fetchAll(next.slug, wanted, () => {})) throw new Error("there is no room beside those in use.");
+  } catch (error) {
+    await letGo(wanted);
     throw error;
   }
 }
 
-/** True if `entry` is kept in its length. One of another length is removed. */
-async function isKept(directory, entry) {
-  const handle = await exists(directory, entry.sha256);
-  if (!handle) return false;
-  if ((await handle.getFile()).size === entry.bytes) return true;
-  await directory.removeEntry(entry.sha256);
-  return false;
-}
-
-async function fetchInto(directory, entry, url, meter) {
-  if (await isKept(directory, entry)) {
-    meter.skip(entry.bytes);
-    return;
-  }
-  const part = await directory.getFileHandle(`${entry.sha256}.part`, { create: true });
-  const handle = await part.createSyncAccessHandle();
+/** sha256 of a kept file, null if it cannot be opened. */
+async function digest(entry, pause) {
+  let source;
   try {
-    await download(url, entry, new OpfsFile(handle), meter);
-    handle.flush();
-  } finally {
-    handle.close();
-  }
-  await part.move(entry.sha256);
-}
-
-/** All of `entries`, a few side by side. When one cannot be had the others stop where they are. */
-async function fetchAll(directory, entries, url, meter) {
-  const left = [...entries];
-  let failure = null;
-  const lane = async () => {
-    while (left.length && !failure) {
-      const entry = left.shift();
-      await fetchInto(directory, entry, url(entry), meter).catch((error) => (failure ??= error));
-    }
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, lane));
-  if (failure) throw failure;
-}
-
-/** Remove what no model of the site names any more. A manifest that cannot be had spares everything. */
-async function tidy(directory, site) {
-  const manifests = await Promise.all(
-    site.models.map(({ slug }) => fetchJson(manifestUrl(slug)).catch(() => null)),
-  );
-  if (manifests.includes(null)) return;
-  const named = new Set(manifests.flatMap((manifest) => needed(manifest).map((entry) => entry.sha256)));
-  for await (const name of directory.keys()) {
-    if (name !== OPENINGS && !named.has(name.replace(/\.part$/, ""))) await directory.removeEntry(name).catch(() => {});
-  }
-}
-
-function manifestUrl(slug) {
-  return new URL(`models/${encodeURIComponent(slug)}/manifest.json`, BASE).href;
-}
-
-/** Where files can be kept: OPFS with sync handles and rename, which plain http and some private modes lack. */
-async function folder(bytes) {
-  if (!navigator.storage?.getDirectory || !navigator.locks) return null;
-  if (typeof FileSystemFileHandle.prototype.move !== "function") return null;
-  try {
-    const root = await navigator.storage.getDirectory();
-    const directory = await root.getDirectoryHandle(folderName(BASE), { create: true });
-    const { quota = Infinity, usage = 0 } = await navigator.storage.estimate();
-    return usage + bytes > quota && usage < bytes ? null : directory;
+    source = await place.read(entry);
   } catch {
-    return null; // Refused by the browser (private mode): the engine runs from memory instead.
+    return null; // Removed meanwhile, in another tab; or in use there, in a browser where one at a time may read.
   }
+  return sha256(source, pause).finally(() => source.close());
 }
 
-async function load(slug) {
-  const site = await fetchJson(new URL("site.json", BASE).href);
-  const chosen = slug || site.models[0]?.slug;
-  const manifest = await fetchJson(manifestUrl(chosen));
-  // By content: two names for the same bytes are one file here.
-  const entries = [...new Map(needed(manifest).map((entry) => [entry.sha256, entry])).values()];
-  const total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
-  const directory = await folder(total);
-  if (!directory) return { kind: "stored", slug: chosen, where: "nowhere" };
-  const url = (entry) => new URL(entry.name, manifestUrl(chosen)).href;
-  const here = await Promise.all(entries.map((entry) => isKept(directory, entry)));
-  if (here.includes(false)) {
-    const meter = new Meter("download", total, post);
-    meter.tell();
-    try {
-      // One tab at a time: a second one waits here and then finds the files whole.
-      await navigator.locks.request(`handbill ${BASE.pathname}`, async () => {
-        await tidy(directory, site);
-        await fetchAll(directory, entries, url, meter);
-      });
-    } catch (error) {
-      if (error.name !== "QuotaExceededError") throw error;
-      return { kind: "stored", slug: chosen, where: "nowhere" };
-    }
-  }
-  kept = { directory, entries };
-  return { kind: "stored", slug: chosen, where: "opfs" };
-}
-
-/** Read every kept file of the model again, once a visit. What is damaged is removed and said. */
+/** Read every kept file of the model again, once a visit, until one is deleted. What is damaged is removed and said. */
 async function check() {
   const damaged = [];
-  for (const entry of kept.entries) {
-    const handle = await exists(kept.directory, entry.sha256);
-    if (!handle) continue; // Removed meanwhile, in another tab.
-    let access;
-    try {
-      access = await handle.createSyncAccessHandle({ mode: "read-only" });
-    } catch {
-      continue; // In use elsewhere, in a browser where one at a time may read.
-    }
-    const digest = await sha256(new OpfsFile(access), () => resting).finally(() => access.close());
-    if (digest === entry.sha256) continue;
+  const pause = async () => {
+    await Promise.race([resting, deletion]);
+    deleted.signal.throwIfAborted();
+  };
+  for (const entry of kept) {
+    reading = digest(entry, pause);
+    const found = await reading.catch((error) => {
+      if (!deleted.signal.aborted) throw error;
+    });
+    if (deleted.signal.aborted) break;
+    if (found === null || found === entry.sha256) continue;
     damaged.push(entry.name);
-    await kept.directory.removeEntry(entry.sha256);
+    await place.remove(entry.sha256);
   }
   await resting; // A fault in mid-answer would be taken for the answer's.
   if (damaged.length) throw new Fault("damaged", `${damaged.join(", ")}.`);
@@ -184,19 +213,45 @@ function tell(error) {
   post({ kind: "fault", fault: fault.fault, detail: fault.message });
 }
 
-channel.onmessage = ({ data }) => {
-  const { kind } = JSON.parse(data);
+channel.onmessage = async ({ data }) => {
+  const message = JSON.parse(data);
+  const { kind } = message;
+  if (kind === "waiting" && chosen) say(chosen);
   if (kind === "waiting" && last) post(last);
+  if (kind === "ready") {
+    const session = chosen.sessions.find(({ name }) => name === message.runtime.split(" ")[0]);
+    self.postMessage({ used: [session, ...fallback(chosen.sessions)].flatMap(ortFiles) });
+  }
   if (kind === "ask") resting = new Promise((resolve) => (rest = resolve));
   if (kind === "done" || kind === "fault") {
     rest();
-    if (kept) checking ??= check().catch(tell);
+    if (kept.length) checking ??= fetchSpare().then(check).then(() => holds.alone(() => inventory.tidy())).catch(tell);
   }
+  if (kind === "fetch") say({ kind: "fetched", file: message.file, ...(await fetchAdapter(message.file)) });
+  if (kind === "discard" && inventory) {
+    if (message.item.startsWith("model ")) {
+      deleted.abort();
+      await reading.catch(() => {});
+    }
+    const refused = await inventory.discard(message.item);
+    kept = kept.filter(({ sha256: name }) => holds.holds(name));
+    say({ kind: "kept", ...(await inventory.survey()), refused });
+  }
+  if (kind === "survey" && inventory) say({ kind: "kept", ...(await inventory.survey()), refused: "" });
 };
 
 self.onmessage = async ({ data }) => {
+  if (data.release) {
+    await prepare(data.release).then(
+      () => self.postMessage({ ready: data.release.name }),
+      (error) => console.warn("A new release of the site waits:", error.message),
+    );
+    return;
+  }
+  wish = data;
   try {
-    post(await load(data.slug));
+    const stored = await load();
+    if (stored) post(stored);
   } catch (error) {
     tell(error);
   }

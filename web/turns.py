@@ -13,10 +13,12 @@ from pyscript.ffi import create_proxy
 from pyscript.js_modules import markdown
 
 import words
-from dom import by_id, element, label, on
+from dom import by_id, details, element, label, on
 
 RENDER_EVERY_MS = 60
 COPIED_MS = 1600
+SPEAK_EVERY_MS = 2000
+"""A screen reader is given no more often than this: what it has not read when more comes piles up behind the writer."""
 
 
 class Answer:
@@ -25,7 +27,9 @@ class Answer:
     def __init__(self, index: int, lead: str) -> None:
         self.text = ""
         self._lead = lead
-        self._spoken = 0
+        self._whole = ""  # Sentences that no screen reader was given yet, and what of the next one is there.
+        self._begun = ""
+        self._spoke = -SPEAK_EVERY_MS  # When it was last given some.
         self.root = element("article", "turn answer busy")
         self.root.dataset.index = str(index)
         self.root.setAttribute("aria-busy", "true")
@@ -46,13 +50,29 @@ class Answer:
 
     def render(self) -> None:
         """Draw what has been written so far."""
-        markdown.show(self._body, self._lead + self.text)
+        markdown.show(self._body, self._lead + self.text, words.say("turns.picture"))
+
+    def add(self, piece: str) -> None:
+        """Append ``piece``. What came before is not looked at again: an answer may be long, and its pieces many."""
+        self.text += piece
+        last = self._begun[-1:]
+        end = words.sentences(last + piece) - len(last)
+        if end > 0:
+            self._whole += self._begun + piece[:end]
+            self._begun = piece[end:]
+        else:
+            self._begun += piece
 
     def unspoken(self, final: bool) -> str:
-        """Sentences that no screen reader has been given yet; at the end, whatever is left."""
-        end = len(self.text) if final else words.sentences(self.text, self._spoken)
-        fresh = self.text[self._spoken : end]
-        self._spoken = end
+        """Sentences that no screen reader has been given yet, at a humane pace; at the end, whatever is left."""
+        now = js.performance.now()
+        if final:
+            self._whole, self._begun = self._whole + self._begun, ""
+        elif now - self._spoke < SPEAK_EVERY_MS:
+            return ""
+        fresh, self._whole = self._whole, ""
+        if fresh:
+            self._spoke = now
         return fresh.strip()
 
     def finish(self, done: dict) -> None:  # type: ignore[type-arg]
@@ -63,10 +83,12 @@ class Answer:
         self.root.dataset.reused = str(done["reused_tokens"])
         self._again.hidden = False
 
-    def fail(self, sentence: str) -> None:
+    def fail(self, sentence: str, detail: str = "") -> None:
         """The answer will not come, or not go on."""
         self._close("")
         self.root.insertBefore(element("p", "fault", sentence), self._foot)
+        if detail:
+            self.root.insertBefore(details(detail), self._foot)
         self._again.hidden = True
 
     def retire(self) -> None:
@@ -92,6 +114,8 @@ class Turns:
         self._drawn: object = None
         self._draw = create_proxy(self._on_draw)
         self._uncopy = create_proxy(self._on_uncopy)
+        self._copying: tuple[object, str] | None = None  # The button and the text of a copy that is not done yet.
+        self._copied, self._refused = create_proxy(self._on_copied), create_proxy(self._on_refused)
         on(self._root, "click", self._on_click)
 
     @property
@@ -102,7 +126,7 @@ class Turns:
     def ask(self, text: str) -> None:
         """Show what the visitor wrote."""
         question = element("article", "turn question")
-        said = element("p", "", text)
+        said = element("p", "", markdown.legible(text))
         said.dir = "auto"
         question.append(_heading("turns.you"), said)
         self._root.append(question)
@@ -118,7 +142,7 @@ class Turns:
     def add(self, piece: str, drawn: "object") -> None:
         """Append ``piece`` to the latest answer; it is drawn a few times a second, then ``drawn()`` is called."""
         answer = self._answers[-1]
-        answer.text += piece
+        answer.add(piece)
         if self._drawing is None:
             js.setTimeout(self._draw, RENDER_EVERY_MS)
         self._drawing, self._drawn = answer, drawn
@@ -136,7 +160,7 @@ class Turns:
     def clear(self) -> None:
         """Remove everything."""
         self._answers = []
-        self._drawing = None
+        self._drawing = self._copying = None
         self._root.replaceChildren()
 
     def _on_draw(self, *_: object) -> None:
@@ -152,12 +176,28 @@ class Turns:
         if button.dataset.act == "again":
             self._again()  # type: ignore[operator]
             return
-        _copy(self._answers[int(button.closest(".answer").dataset.index)].text)
-        label(button, "turns.copied")
-        js.setTimeout(self._uncopy, COPIED_MS)
+        self._copying = button, self._answers[int(button.closest(".answer").dataset.index)].text
+        if js.navigator.clipboard:
+            js.navigator.clipboard.writeText(self._copying[1]).then(self._copied, self._refused)
+        else:
+            self._on_refused()  # Plain http on a local network has no clipboard API.
+
+    def _on_copied(self, *_: object) -> None:
+        self._tell("turns.copied")
+
+    def _on_refused(self, *_: object) -> None:
+        if self._copying:
+            self._tell("turns.copied" if _copy_selected(self._copying[1]) else "turns.not_copied")
+
+    def _tell(self, row: str) -> None:
+        """Let the button that was pressed say for a while how the copy went."""
+        if self._copying:
+            label(self._copying[0], row)
+            self._copying = None
+            js.setTimeout(self._uncopy, COPIED_MS)
 
     def _on_uncopy(self, *_: object) -> None:
-        for button in self._root.querySelectorAll("[data-word='turns.copied']"):
+        for button in self._root.querySelectorAll("[data-act=copy]"):
             label(button, "turns.copy")
 
 
@@ -179,13 +219,20 @@ def _button(act: str) -> "js.Element":
     return button
 
 
-def _copy(text: str) -> None:
+def empty_clipboard() -> None:
+    """Leave nothing there of what was copied."""
     if js.navigator.clipboard:
-        js.navigator.clipboard.writeText(text)
-        return
-    area = element("textarea", "hidden")  # Plain http on a local network has no clipboard API; the old way works there.
+        js.navigator.clipboard.writeText("")
+    else:
+        _copy_selected(" ")  # An empty field has nothing to select.
+
+
+def _copy_selected(text: str) -> bool:
+    """Copy ``text`` the old way, which needs no permission; whether that worked."""
+    area = element("textarea", "hidden")
     area.value = text
     document.body.append(area)
     area.select()
-    document.execCommand("copy")
+    done = document.execCommand("copy")
     area.remove()
+    return bool(done)

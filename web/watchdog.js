@@ -7,7 +7,10 @@ const SILENT_MS = 30_000; // A slow device may compute one step for many seconds
 const BOOT_MS = 300_000; // Until the engine first says something, and from one word to the next while it boots.
 const PAUSES_MS = [2000, 10_000, 60_000, 300_000]; // Before the first, second … revival without a good spell between.
 const GOOD_SPELL_MS = 600_000;
+const ANSWER_MS = 3000; // Past it the server is taken for gone.
 const COUNT = "handbill revivals";
+// What the engine alone says. A visitor who presses Stop is no sign of its life, nor is what the store answers to another.
+const ENGINES = new Set(["booted", "ready", "moved", "progress", "fetch", "piece", "done", "adapted", "forgotten", "pong"]);
 
 const channel = new BroadcastChannel(handbill.channel);
 const started = performance.now();
@@ -20,9 +23,10 @@ let reviving = false;
 handbill.ticked = started;
 
 channel.onmessage = ({ data }) => {
-  const { kind } = JSON.parse(data);
+  const { kind, stage } = JSON.parse(data);
   if (kind === "ready") booted = true;
-  heard = performance.now();
+  const stores = booted && stage === "download"; // Until then a slow line may take all the time that Python needs.
+  if (ENGINES.has(kind) && !stores) heard = performance.now();
 };
 
 setInterval(() => {
@@ -50,12 +54,35 @@ export async function revive() {
   while (!(await renew()));
 }
 
-/** Load the page anew if it is to be had: a browser's own error page would be a way out. Whether it is. */
-export async function renew() {
+/** A visitor is gone, and the page worked: load it anew, if it is to be had. */
+export function leave() {
+  if (!reviving) sessionStorage.removeItem(COUNT);
+  return renew();
+}
+
+/**
+ * Load the page anew if it is to be had: a browser's own error page would be a way out. Whether it is. By way of
+ * fresh.html, it comes into a process of its own: a tab that is reloaded for weeks grows by 0.1 MB each time.
+ */
+async function renew() {
+  const attract = document.getElementById("attract");
+  attract.inert = true; // Who began now would be interrupted in a moment.
+  if (await hasPage()) {
+    if (location.protocol === "file:") location.reload();
+    else location.replace(`fresh.html${location.search}`);
+    return true;
+  }
+  attract.inert = false;
+  if (!attract.hidden) document.getElementById("begin").focus();
+  return false;
+}
+
+async function hasPage() {
+  if (location.protocol === "file:") return true;
   try {
-    const response = location.protocol === "file:" ? { ok: true } : await fetch(location.href, { cache: "no-store" });
-    if (response.ok) location.reload();
-    return response.ok;
+    const signal = AbortSignal.timeout(ANSWER_MS);
+    const asked = [location.href, "fresh.html"].map((address) => fetch(address, { cache: "no-store", signal }));
+    return (await Promise.all(asked)).every(({ ok }) => ok);
   } catch {
     return false;
   }

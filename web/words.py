@@ -30,6 +30,25 @@ def fault(kind: str) -> str:
     return say(row if row in _table else "fault.internal")
 
 
+def refusal(why: str, title: str) -> str:
+    """Why the model of that title is not even downloaded."""
+    return say(f"refusal.{why}", title=title)
+
+
+def moved(why: str, where: str) -> str:
+    """That ``where`` has taken over, and what went wrong with the runtime before."""
+    row = f"moved.{why}"
+    return say(row if row in _table else "moved.other", runtime=runtime(where))
+
+
+def runtime(where: str) -> str:
+    """Where the model runs, from a session's ``runtime`` such as "cpu 2": a runtime's name and its threads."""
+    name, threads = where.split(" ")
+    return say(
+        f"runtime.{name}", threads=say("runtime.thread") if threads == "1" else say("runtime.threads", n=threads)
+    )
+
+
 def size(count: float) -> str:
     """``count`` bytes in decimal units, as file managers and data plans count them."""
     if count < 1_000_000:
@@ -62,7 +81,9 @@ def progress(message: dict) -> str:  # type: ignore[type-arg]  # MicroPython has
         parts = [say("status.reading", done=done, total=total)]
     else:
         parts = [say("status.downloading", done=size(done), total=size(total))]
-        if message.get("rate") and done < total:
+        if message.get("pause"):
+            parts.append(say("status.again", duration=duration(message["pause"])))
+        elif message.get("rate") and done < total:
             parts.append(say("status.rate", size=size(message["rate"])))
     left = message.get("seconds_left")
     if left and done < total:
@@ -85,11 +106,13 @@ def figures(done: dict) -> str:  # type: ignore[type-arg]
     return " · ".join(parts)
 
 
-def sentences(text: str, start: int) -> int:
-    """Where the last whole sentence of ``text`` ends, at or after ``start``: up to there it can be read aloud."""
-    end = start
-    for at in range(start, len(text)):
-        char = text[at]
-        if char == "\n" or (char == " " and at > start and text[at - 1] in ".!?:;"):
-            end = at + 1
+def sentences(text: str) -> int:
+    """Where the last whole sentence of ``text`` ends: up to there it can be read aloud; 0 if none does."""
+    end = 0
+    before = " "
+    # One by one: MicroPython finds text[at] by counting from the beginning, and text may be long.
+    for at, char in enumerate(text, 1):
+        if char == "\n" or (char == " " and before in ".!?:;"):
+            end = at
+        before = char
     return end

@@ -8,68 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
+from handbill.answer import Answer
+from handbill.events import Event, Piece, Prefill
 from handbill.openings import Openings
 from handbill.plain import encode
 from handbill.sampling import Sampler, Settings
-from handbill.session import Candidates, Session, SessionError, Tokenizer
-from handbill.stream import Detokenizer, StopStrings
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Progress of reading the prompt: ``done`` of the ``total`` tokens that the KV cache did not hold.
-
-    ``rate`` is in tokens per second, ``seconds_left`` an estimate; both are None until the first chunk is through.
-    """
-
-    kind: ClassVar[str] = "progress"
-    done: int
-    total: int
-    rate: float | None = None
-    seconds_left: float | None = None
-    stage: str = "prefill"
-    unit: str = "tokens"
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The next piece of the answer: whole characters, to be appended."""
-
-    kind: ClassVar[str] = "piece"
-    text: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """The end of an answer, always the last event.
-
-    ``reason``: eos (the model ended it), stop (a stop string), length (``max_tokens``), context (the KV cache is full)
-    or stopped (the visitor). ``prompt_tokens`` is the prompt's length, ``reused_tokens`` how many of them the KV cache
-    already held. ``ids`` are the answer's tokens without the one that ended it, ``tokens`` their number.
-    ``first_token_seconds`` runs from the call to the first token, ``tokens_per_second`` is the speed after it; each is
-    0 where there was no such token.
-    """
-
-    kind: ClassVar[str] = "done"
-    reason: str
-    prompt_tokens: int
-    reused_tokens: int
-    tokens: int
-    first_token_seconds: float
-    tokens_per_second: float
-    ids: list[int]
-
-
-Event = Prefill | Piece | Done
+from handbill.session import Candidates, Session, Tokenizer
 
 MOST_CHARACTERS = 16
 """Characters for each token of context beyond which a prompt is not even tokenized: no writing has so many to a token,
 and a megabyte without spaces keeps the browser's tokenizer busy for 40 s (measured)."""
+
+
+PREPARED = 16
+"""Tokens that a step of ``Generator.prepare`` reads: a visitor who comes meanwhile waits for one such step."""
 
 
 class TooLongError(ValueError):
@@ -141,6 +96,23 @@ class Generator:
             raise RuntimeError("An answer is still being written; stop it and wait for its end before forgetting it.")
         self._rewind(0)
 
+    async def adapt(self, adapter: str) -> None:
+        """Answer with the model's ``adapter`` from now on, "" for the base alone; the KV cache is emptied.
+
+        Raises RuntimeError while an answer is being written, and SessionError if the adapter cannot be had: the one
+        before then stays in use.
+        """
+        if self._busy:
+            raise RuntimeError("An answer is still being written; stop it and wait for its end before adapting.")
+        self._busy = True
+        try:
+            await self._session.adapter(adapter)
+            if self._openings:
+                self._openings.adapter = adapter
+        finally:
+            self._busy = False
+            del self._cached[self._session.length :]
+
     async def answer(self, prompt: str, settings: Settings) -> AsyncIterator[Event]:
         """Answer ``prompt`` (text as the chat template wrote it), as events that end with one Done.
 
@@ -162,7 +134,7 @@ class Generator:
                 raise TooLongError(f"{len(ids):,} tokens", self._session.context)
             prompt_tokens = len(ids)
             reused = await self._recall(ids, self._reuse(ids))
-            answer = _Answer(self._tokenizer, settings, started)
+            answer = Answer(self._tokenizer, settings, started)
             sampler = Sampler(settings, ids)
             reason = ""
             chosen: list[int] = []
@@ -176,7 +148,7 @@ class Generator:
                     first = len(self._cached)
                     candidates = await self._step(ids[first : first + self._session.chunk], 1)
                     done = len(self._cached) - reused
-                    yield _progress(done, prompt_tokens - reused, self._clock() - prefill_started)
+                    yield Prefill.after(done, prompt_tokens - reused, self._clock() - prefill_started)
                     if len(self._cached) == prompt_tokens:
                         chosen = [sampler.choose(candidates[0])]
 
@@ -232,6 +204,30 @@ class Generator:
         if _alike(self.cached, opening) == len(opening):
             await self._openings.keep(opening)
 
+    async def prepare(self, prompt: str) -> bool:
+        """Keep the KV cache of ``prompt`` less its last token as an opening, for when it will be asked.
+
+        What is missing is read in steps of ``PREPARED`` tokens, between which ``stop`` ends it; whether it was not.
+        During an answer, without openings and for what is kept already it does nothing. Raises SessionError.
+        """
+        if self._busy or not self._openings:
+            return False
+        ids = encode(self._tokenizer, prompt)[:-1]
+        if len(ids) >= self._session.context or not self._openings.lacks(ids):
+            return True
+        self._busy, self._stop = True, False
+        try:
+            await self._recall(ids, self._reuse(ids))
+            while len(self._cached) < len(ids):
+                if await self._is_stopped():
+                    return False
+                first = len(self._cached)
+                await self._step(ids[first : first + min(PREPARED, self._session.chunk)], 1)
+            await self._openings.keep(ids)
+            return not self._stop
+        finally:
+            self._busy = False
+
     def _rewind(self, length: int) -> None:
         if self._session.length != length:
             self._session.rewind(length)
@@ -261,10 +257,6 @@ class Generator:
 
     async def _step(self, ids: Sequence[int], positions: int) -> list[Candidates]:
         candidates = await self._session.step(ids, positions)
-        if not all(math.isfinite(sum(position.logits)) for position in candidates):
-            # What a device that overflows in half precision hands back. Its KV cache is no better: forget all of it.
-            self._rewind(0)
-            raise SessionError("device", "The model's output is not a number: this device cannot run the model.")
         self._cached.extend(ids)
         return candidates
 
@@ -278,66 +270,3 @@ def _alike(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens the two have in common from the start."""
     pairs = zip(first, second, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _progress(done: int, total: int, seconds: float) -> Prefill:
-    """Progress after ``seconds`` of prefill."""
-    rate = done / seconds if seconds > 0 else None
-    return Prefill(done, total, rate, (total - done) / rate if rate else None)
-
-
-class _Answer:
-    """The answer so far: its tokens, the text that may be shown, and when its first and last token came."""
-
-    def __init__(self, tokenizer: Tokenizer, settings: Settings, started: float) -> None:
-        self.ids: list[int] = []
-        self._most = settings.max_tokens
-        self._detokenizer = Detokenizer(tokenizer)
-        self._stop_strings = StopStrings(settings.stop)
-        self._text = ""
-        self._started = started
-        self._first: float | None = None
-        self._last = started
-
-    def end(self, now: float) -> str:
-        """Note that an eos token came at ``now``; the reason for the end."""
-        self._mark(now)
-        return "eos"
-
-    def add(self, token: int, now: float) -> str:
-        """Append ``token``, which came at ``now``; the reason why the answer ends with it, or ""."""
-        self._mark(now)
-        self.ids.append(token)
-        self._text = self._stop_strings.push(self._detokenizer.push(token))
-        if self._stop_strings.found is not None:
-            return "stop"
-        return "length" if len(self.ids) == self._most else ""
-
-    def take(self) -> str:
-        """The text that came with the latest token and may be shown."""
-        text, self._text = self._text, ""
-        return text
-
-    def finish(self) -> str:
-        """The text held back so far; nothing after a stop string."""
-        return self._stop_strings.push(self._detokenizer.finish()) + self._stop_strings.finish()
-
-    def done(self, reason: str, prompt_tokens: int, reused_tokens: int) -> Done:
-        """The closing event."""
-        first = self._started if self._first is None else self._first
-        seconds = self._last - first
-        steps = len(self.ids) - (0 if reason == "eos" else 1)
-        return Done(
-            reason=reason,
-            prompt_tokens=prompt_tokens,
-            reused_tokens=reused_tokens,
-            tokens=len(self.ids),
-            first_token_seconds=first - self._started,
-            tokens_per_second=steps / seconds if seconds > 0 and steps > 0 else 0.0,
-            ids=self.ids,
-        )
-
-    def _mark(self, now: float) -> None:
-        if self._first is None:
-            self._first = now
-        self._last = now

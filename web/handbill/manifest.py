@@ -14,20 +14,26 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 """Version of the manifest's shape. A reader refuses a newer one by number; it reads the older ones.
 
 2 adds a certificate: what ``verification`` measured beyond a perplexity, and the page that shows it (``report``).
+3 adds ``adapters``; a manifest without any is written as 2, which older pages read.
 """
 
 NAME = "manifest.json"
+LORA_A, LORA_B = ".lora_a", ".lora_b"
+"""How an adapter's tensors, and the graph's inputs that they fill, are called after the matrix of the graph."""
+
 MAX_FILE_BYTES = 1 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used. The message is a sentence for the reader."""
+    """A manifest that cannot be used. The message is a sentence for the reader, ``kind`` the protocol's fault kind."""
+
+    kind = "manifest"
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,8 @@ class Greedy:
 @dataclass(frozen=True)
 class Verification:
     """What verify measured. Differences are the largest absolute logit difference from eager torch with the same
-    weights at accuracy_level 0. Everything else is on ``text``, which no method is calibrated on: the perplexities of
+    weights at accuracy_level 0, and at most ``allowed``; where torch's own float32 is ``float32`` (not 0) from float64,
+    they are from that. Everything else is on ``text``, which no method is calibrated on: the perplexities of
     the source, of eager torch with the quantized weights, and of the graph as it ships (accuracy_level 4); the mean
     Kullback-Leibler divergence of the shipped graph's predictions from the source's, in nats a token; the share of
     tokens after which both find the same one likeliest."""
@@ -133,6 +140,8 @@ class Verification:
     perplexity_quantized: float = 0.0
     kl_divergence: float = 0.0
     top1_agreement: float = 0.0
+    float32: float = 0.0
+    allowed: float = 1e-4
     greedy: Greedy = field(default_factory=Greedy)
 
 
@@ -152,6 +161,24 @@ class Licence:
 
     name: str
     file: str = ""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA (arXiv 2106.09685) that lies beside the weights, for a page to switch on.
+
+    ``file`` is a safetensors file of float16 tensors, which the graph's inputs of the same names are fed; inputs that
+    it lacks get zeros of rank 1. ``rank`` is the largest that it has, ``difference`` the largest absolute difference of
+    a logit from eager torch with the same adapter, at accuracy_level 0.
+    """
+
+    name: str
+    title: str
+    file: str
+    rank: int
+    source: Source
+    licence: Licence
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -183,9 +210,10 @@ class Manifest:
     tools: dict[str, str]
     plan: str = ""
     report: str = ""
-    format: int = FORMAT
+    format: int = 2
     top_k: int = field(default=64)
     check: Check = field(default_factory=Check)
+    adapters: list[Adapter] = field(default_factory=list)
 
     def file(self, name: str) -> File:
         """The entry of ``name``. Raises ManifestError if the manifest does not list it."""
@@ -196,7 +224,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """UTF-8 text with sorted keys, ending in a newline."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        data = dataclasses.asdict(self)
+        if not self.adapters:
+            del data["adapters"]
+        return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -258,9 +289,20 @@ def _check(manifest: Manifest) -> None:
             raise ManifestError(f"The manifest's sha256 of {entry.name} is not 64 hexadecimal digits.")
     if not _PLAIN_NAME.fullmatch(manifest.slug):
         raise ManifestError(f"The manifest's slug {manifest.slug!r} is not a plain name.")
-    optional = [name for name in (manifest.plan, manifest.licence.file, manifest.report) if name]
-    for name in [*manifest.graphs.values(), *manifest.weights, manifest.tokenizer, *optional]:
+    optional = [
+        manifest.plan,
+        manifest.licence.file,
+        manifest.report,
+        *(each.licence.file for each in manifest.adapters),
+    ]
+    named = [*manifest.graphs.values(), *manifest.weights, manifest.tokenizer, *filter(None, optional)]
+    for name in [*named, *(each.file for each in manifest.adapters)]:
         manifest.file(name)
+    names = [each.name for each in manifest.adapters]
+    if "" in names or len(set(names)) != len(names):
+        raise ManifestError("The manifest has adapters without names of their own; export the model again.")
+    if any(each.rank < 1 for each in manifest.adapters):
+        raise ManifestError("The manifest has an adapter of a rank below 1; export the model again.")
     if not manifest.graphs or not manifest.weights:
         raise ManifestError("The manifest lists no graph or no weights; export the model again.")
     if len(manifest.check.candidates) != len(manifest.check.logits):

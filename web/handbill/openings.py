@@ -1,8 +1,8 @@
 """Openings: beginnings that many conversations share (the system prompt), whose KV cache is kept between visits.
 
-An opening is found again by its tokens alone: its name says how many and hashes them, and the store holds those of one
-exact model and kernel. So a changed template, system prompt or model finds nothing, and what is found is what prefill
-would have computed.
+An opening is found again by its tokens alone: its name says how many and hashes them (after the adapter that computed
+it), and the store holds those of one exact model and kernel. So a changed template, system prompt, adapter or model
+finds nothing, and what is found is what prefill would have computed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ class OpeningStore(Protocol):
     async def save(self, name: str, length: int) -> None:
         """Keep the first ``length`` tokens of the session's KV cache. Not being able to is no error."""
 
-    async def restore(self, name: str, length: int) -> bool:
-        """Make what ``name`` holds the session's KV cache of ``length`` tokens; False, and it is as before, if it
-        cannot."""
+    async def restore(self, name: str, ids: Sequence[int]) -> bool:
+        """Make what ``name`` holds the session's KV cache (of ``ids``); False, and it is as before, if it cannot."""
 
 
 class Openings:
     """Keeps and recalls openings of one session through ``store``."""
+
+    adapter = ""
+    """Which adapter the session computes with; an opening is of one."""
 
     def __init__(self, store: OpeningStore) -> None:
         self._store = store
@@ -41,20 +43,24 @@ class Openings:
         """Restore the longest opening of ``ids`` that has more than ``least`` tokens; its length, or 0."""
         lengths = {length for name in self._store.names if (length := _length(name)) is not None}
         for length in sorted(lengths, reverse=True):
-            name = _name(ids[:length])
-            if least < length <= len(ids) and name in self._store.names and await self._store.restore(name, length):
+            opening = ids[:length]
+            name = self._name(opening)
+            if least < length <= len(ids) and name in self._store.names and await self._store.restore(name, opening):
                 return length
         return 0
 
+    def lacks(self, ids: Sequence[int]) -> bool:
+        """Whether ``ids`` are worth keeping and not kept yet."""
+        return len(ids) >= LEAST and self._name(ids) not in self._store.names
+
     async def keep(self, ids: Sequence[int]) -> None:
         """Keep ``ids``, which are the first tokens in the session's KV cache, if that is worth it and not done yet."""
-        name = _name(ids)
-        if len(ids) >= LEAST and name not in self._store.names:
-            await self._store.save(name, len(ids))
+        if self.lacks(ids):
+            await self._store.save(self._name(ids), len(ids))
 
-
-def _name(ids: Sequence[int]) -> str:
-    return f"{len(ids)}-{hashlib.sha256(array('i', ids).tobytes()).hexdigest()[:32]}"
+    def _name(self, ids: Sequence[int]) -> str:
+        digest = hashlib.sha256(self.adapter.encode() + array("i", ids).tobytes())
+        return f"{len(ids)}-{digest.hexdigest()[:32]}"
 
 
 def _length(name: str) -> int | None:

@@ -70,6 +70,17 @@ class Settings:
         return cls(**values)
 
 
+def refused(settings: Mapping[str, Any], defaults: Generation) -> list[str]:
+    """Names of the ``settings`` that ``Settings.from_message`` would refuse, each looked at alone."""
+    names = []
+    for name, value in settings.items():
+        try:
+            Settings.from_message({name: value}, defaults)
+        except SettingsError:
+            names.append(name)
+    return names
+
+
 class Sampler:
     """Chooses one token after another for one answer. ``context`` holds the prompt's token ids, for the penalty.
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Candidates:
-    """The likeliest next tokens of one position: ids and their float32 logits, largest first (64, or fewer)."""
+    """The likeliest next tokens of one position: ids and their float32 logits, finite, largest first (64, or fewer)."""
 
     ids: Sequence[int]
     logits: Sequence[float]
@@ -40,7 +40,14 @@ class Session(Protocol):
     async def step(self, ids: Sequence[int], positions: int = 1) -> list[Candidates]:
         """Append ``ids`` (1 to ``chunk`` of them) to the KV cache; the candidates of the last ``positions`` of them.
 
-        Raises SessionError if the runtime fails; the KV cache is then as before or empty (``length`` tells).
+        Raises SessionError if the runtime fails or computes no finite numbers; the KV cache is then as before or empty
+        (``length`` tells).
+        """
+
+    async def adapter(self, name: str) -> None:
+        """Compute with the manifest's adapter ``name`` from now on, "" for the base alone; the KV cache is empty then.
+
+        Raises SessionError if it cannot be had; the one before then stays in use.
         """
 
     def rewind(self, length: int) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 _NGRAMS = (3, 2)
 """Lengths of the ending that is looked up, longest first: one token alone is a guess too often wrong."""
-_PAUSE = 24
-"""Plain steps after drafting has stopped paying before it is tried again."""
+_SHARE = 0.02
+"""Of the time of plain steps that wrong guesses may cost in the long run."""
+_RISK = 4
+"""Plain steps that earlier gains may pay for: past that they are gains for good."""
 _MEMORY = 0.8
 """How much a running mean keeps at each new figure."""
 
@@ -21,7 +23,9 @@ _MEMORY = 0.8
 class PromptLookup:
     """A Drafter (see handbill.generate) of up to ``longest`` tokens that measures whether it pays, and pauses if not.
 
-    A step of several positions costs more than a plain one; how much depends on the device, so it is learnt.
+    A step of several positions costs more than a plain one; how much depends on the device, so it is learnt. Right
+    guesses earn what they saved, wrong ones pay; in debt nothing is drafted, until the plain steps have earned it off
+    with a fiftieth of their time.
     """
 
     def __init__(self, longest: int = 4) -> None:
@@ -30,12 +34,11 @@ class PromptLookup:
         self._indexed = 0
         self._after: dict[tuple[int, ...], int] = {}
         self._plain_seconds: float | None = None
-        self._saved = 0.0
-        self._pause = 0
+        self._balance = 0.0
 
     def draft(self, ids: Sequence[int], most: int) -> Sequence[int]:
         """Up to ``most`` guesses of what follows ``ids``. ``ids`` may grow between calls; another list starts anew."""
-        if self._plain_seconds is None or self._pause > 0:
+        if self._plain_seconds is None or self._balance < 0:
             return ()
         self._index(ids)
         for length in _NGRAMS:
@@ -49,12 +52,11 @@ class PromptLookup:
         if drafted == 0:
             known = self._plain_seconds
             self._plain_seconds = seconds if known is None else _MEMORY * known + (1 - _MEMORY) * seconds
-            self._pause = max(0, self._pause - 1)
+            if self._balance < 0:
+                self._balance += _SHARE * seconds
         elif self._plain_seconds is not None:
             saved = (1 + accepted) * self._plain_seconds - seconds
-            self._saved = _MEMORY * self._saved + (1 - _MEMORY) * saved
-            if self._saved < 0:
-                self._saved, self._pause = 0.0, _PAUSE
+            self._balance = min(self._balance + saved, _RISK * self._plain_seconds)
 
     def _index(self, ids: Sequence[int]) -> None:
         """Note where each n-gram of ``ids`` was last seen, but for the one at the very end, which is looked up."""

@@ -42,16 +42,25 @@ INLINE float largest(const float *x, int count) {
 INLINE float factor_of(float most, float top) { return most > 1e-20f ? top / most : 0.f; }
 INLINE float scale_of(float most, float top) { return most > 1e-20f ? most / top : 0.f; }
 
+INLINE Cache span_of(const Cache *c, int span) {
+  uint32_t offset = (uint32_t)span * (uint32_t)c->span_bytes;
+  Cache at = *c;
+  at.keys += offset / sizeof(int16_t), at.values += offset / sizeof(int16_t);
+  at.key_scale += offset / sizeof(float), at.value_scale += offset / sizeof(float);
+  return at;
+}
+
 void store_kv(const Cache *c, const Rotary *rotary, Rows keys, Rows values, int position, int first, int last) {
   int dim = c->head_dim;
   float turned[MAX_HEAD];
   for (int r = first; r < last; r++) {
-    int at = position + r;
+    int at = (position + r) % SPAN;
+    Cache span = span_of(c, (position + r) / SPAN);
     for (int h = 0; h < c->kv_heads; h++) {
-      rotate(keys.at + r * keys.row_floats + h * dim, turned, dim, rotary, at, 1.f);
+      rotate(keys.at + r * keys.row_floats + h * dim, turned, dim, rotary, position + r, 1.f);
       float most = largest(turned, dim), factor = factor_of(most, KEY_TOP);
-      c->key_scale[h * c->context + at] = scale_of(most, KEY_TOP);
-      int16_t *key = c->keys + (uint32_t)(h * c->context + (at & ~7)) * (uint32_t)dim + (at & 7) * 2;
+      span.key_scale[h * SPAN + at] = scale_of(most, KEY_TOP);
+      int16_t *key = span.keys + (h * SPAN + (at & ~7)) * dim + (at & 7) * 2;
       for (int d = 0; d < dim; d += 4) {
         vec q = rounded(load(turned + d), f_splat(factor));
         q = wasm_i16x8_narrow_i32x4(q, q);
@@ -60,10 +69,10 @@ void store_kv(const Cache *c, const Rotary *rotary, Rows keys, Rows values, int 
       }
       const float *value = values.at + r * values.row_floats + h * dim;
       most = largest(value, dim), factor = factor_of(most, VALUE_TOP);
-      c->value_scale[h * c->context + at] = scale_of(most, VALUE_TOP);
+      span.value_scale[h * SPAN + at] = scale_of(most, VALUE_TOP);
       for (int d = 0; d < dim; d += 4) {
-        uint32_t row = (uint32_t)(h * (dim / PANEL) + d / PANEL) * (uint32_t)c->context;
-        int16_t *to = c->values + (row + (uint32_t)(at & ~1)) * PANEL + (d & 7) * 2 + (at & 1);
+        int row = (h * (dim / PANEL) + d / PANEL) * SPAN;
+        int16_t *to = span.values + (row + (at & ~1)) * PANEL + (d & 7) * 2 + (at & 1);
         vec q = rounded(load(value + d), f_splat(factor));
         to[0] = (int16_t)wasm_i32x4_extract_lane(q, 0);
         to[2] = (int16_t)wasm_i32x4_extract_lane(q, 1);
@@ -132,14 +141,14 @@ static Tile open_tile(const Cache *c, const Rotary *rotary, const Attention *a, 
   return t;
 }
 
-/* Scores of the rows with positions [from, to), both multiples of 8, at scores[m][position - from]. */
+/* Scores of the rows with positions [from, to) of a span `c`, both multiples of 8, at scores[m][position - from]. */
 INLINE void score(const Cache *c, const Tile *t, int from, int to, const int rows) {
   int dim = c->head_dim;
-  const float *scale = c->key_scale + t->kv_head * c->context;
+  const float *scale = c->key_scale + t->kv_head * SPAN;
   for (int at = from; at < to; at += PANEL) {
     vec d[TILE][2], s0 = load(scale + at), s1 = load(scale + at + 4);
     UNROLL for (int m = 0; m < rows; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
-    dot_pairs(c->keys + (uint32_t)(t->kv_head * c->context + at) * (uint32_t)dim, t->query, dim / 2, rows, rows, d);
+    dot_pairs(c->keys + (t->kv_head * SPAN + at) * dim, t->query, dim / 2, rows, rows, d);
     UNROLL for (int m = 0; m < rows; m++) {
       vec e = f_splat(t->query_scale[m]);
       store(t->scores + m * SPAN + at - from, wasm_f32x4_mul(wasm_f32x4_convert_i32x4(d[m][0]), wasm_f32x4_mul(s0, e)));
@@ -148,11 +157,11 @@ INLINE void score(const Cache *c, const Tile *t, int from, int to, const int row
   }
 }
 
-/* part[m] = the values of positions [from, to), multiples of BLOCK, weighted by the packed probabilities. */
+/* part[m] = the values of positions [from, to) of a span `c`, multiples of BLOCK, weighted by the packed probabilities. */
 INLINE void weigh(const Cache *c, const Tile *t, int from, int to, const int rows) {
   int dim = c->head_dim;
   for (int dims = 0; dims < dim; dims += PANEL) {
-    const int16_t *v = c->values + ((uint32_t)(t->kv_head * (dim / PANEL) + dims / PANEL) * (uint32_t)c->context + (uint32_t)from) * PANEL;
+    const int16_t *v = c->values + ((t->kv_head * (dim / PANEL) + dims / PANEL) * SPAN + from) * PANEL;
     vec x[TILE][2];
     UNROLL for (int m = 0; m < rows; m++) x[m][0] = x[m][1] = f_splat(0.f);
     for (int b = 0; b < (to - from) / BLOCK; b++) {
@@ -211,23 +220,24 @@ static float probabilities(const Tile *t, int m, int width, int low, int high, c
 }
 
 /* The rows' softmax over span number `span` alone: part, most and total. */
-static void run_span(const Cache *c, const Attention *a, Tile *t, int span) {
+static void run_span(const Cache *cache, const Attention *a, Tile *t, int span) {
   int first = t->position + token_of(t, 0), last = t->position + token_of(t, t->rows - 1);
-  int from = span * SPAN, to = from + SPAN, low = earliest(a, first) & ~(BLOCK - 1);
-  if (from < low) from = low;
-  if (to > last + 1) to = (last + BLOCK) & ~(BLOCK - 1);
+  int start = span * SPAN, from = (earliest(a, first) & ~(BLOCK - 1)) - start, to = SPAN;
+  if (from < 0) from = 0;
+  if (to > last + 1 - start) to = (last - start + BLOCK) & ~(BLOCK - 1);
+  Cache c = span_of(cache, span);
 #define ROWS(kernel) \
   switch (t->rows) { \
-    case 1: kernel(c, t, from, to, 1); break; \
-    case 2: kernel(c, t, from, to, 2); break; \
-    case 3: kernel(c, t, from, to, 3); break; \
-    default: kernel(c, t, from, to, 4); \
+    case 1: kernel(&c, t, from, to, 1); break; \
+    case 2: kernel(&c, t, from, to, 2); break; \
+    case 3: kernel(&c, t, from, to, 3); break; \
+    default: kernel(&c, t, from, to, 4); \
   }
   ROWS(score)
   for (int m = 0; m < t->rows; m++) {
-    int at = t->position + token_of(t, m), begin = earliest(a, at) - from, end = at + 1 - from;
+    int at = t->position + token_of(t, m), begin = earliest(a, at) - start - from, end = at + 1 - start - from;
     begin = begin < 0 ? 0 : begin > to - from ? to - from : begin, end = end < 0 ? 0 : end > to - from ? to - from : end;
-    t->total[m] = probabilities(t, m, to - from, begin, end, c->value_scale + t->kv_head * c->context + from, a->softcap,
+    t->total[m] = probabilities(t, m, to - from, begin, end, c.value_scale + t->kv_head * SPAN + from, a->softcap,
                                 t->most + m);
   }
   ROWS(weigh)

@@ -4,11 +4,12 @@
  * alone took 0.9 % of SmolLM2's likeliest tokens away from float32's, and faster, because nothing is widened. Both lie
  * in panels like unpacked weights (dot_pairs of linear.h), so that scores are the product of queries and "weights" K,
  * and the output that of probabilities and V:
- *   keys        int16 [kv_head][context / 8][head_dim / 2][8 positions][2 dims]
- *   key_scale   float32 [kv_head][context]
- *   values      int16 [kv_head][head_dim / 8][context / 2][8 dims][2 positions]
- *   value_scale float32 [kv_head][context], folded into the probabilities
- * `context` is a multiple of 32, head_dim of 8. Positions past the end hold old integers; masked, they count as zero.
+ *   keys        int16 [span][kv_head][SPAN / 8][head_dim / 2][8 positions][2 dims]
+ *   key_scale   float32 [span][kv_head][SPAN]
+ *   values      int16 [span][kv_head][head_dim / 8][SPAN / 2][8 dims][2 positions]
+ *   value_scale float32 [span][kv_head][SPAN], folded into the probabilities
+ * One span of all layers lies after the other, so that memory is touched as far as it is used and what is read together
+ * lies together. head_dim is a multiple of 8. Positions past the end hold old integers; masked, they count as zero.
  *
  * A row's softmax runs over SPANs of positions that start at multiples of SPAN, one after the other (online softmax,
  * Milakov and Gimelshein 2018, arXiv 1805.02867), so its sums do not depend on the step it is part of, nor on the
@@ -24,13 +25,16 @@ typedef struct {
   float *key_scale;
   int16_t *values;
   float *value_scale;
-  int context, kv_heads, head_dim;
+  int span_bytes; /* from a span to the next one, for all four */
+  int kv_heads, head_dim;
 } Cache;
 
 typedef struct {
   const float *cos, *sin; /* [positions][rotary / 2] */
   int rotary;             /* leading dimensions of a head that are rotated; 0 for none */
   int interleaved;        /* pairs are (0, 1), (2, 3) … rather than (0, rotary / 2) … */
+  int switch_at, second;  /* of longrope: a step whose total length is more than switch_at (0: never) uses the tables
+                             that begin `second` floats further on, for the keys that it stores and its queries */
 } Rotary;
 
 typedef struct {

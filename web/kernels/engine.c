@@ -2,38 +2,34 @@
  *
  * The loader (web/sessions/cpu-link.js) writes the State and the Ops; their word order is its contract with this file.
  * Threads claim tasks of an operation (or of a run of operations that have one task each) from a ticket and go on when
- * all its tasks are done; nobody waits for a thread
- * that holds no task, so a sleeping or dead helper costs nothing. A ticket carries the step's number: a helper that is
- * late for a step finds nothing to claim.
+ * all its tasks are done; nobody waits for a thread that holds no task, so a sleeping or dead helper costs nothing. A
+ * ticket carries the step's number: a helper that is late for a step finds nothing to claim, and none claims once the
+ * step is over.
  */
 #include "attention.h"
 #include "linear.h"
+#include "low_rank.h"
 
-/* Of the words below; cpu-link.js has the same number. A page that got its script and its kernels from different builds
- * (an old cache) says so instead of running nonsense. */
-enum { LAYOUT = 3 };
+/* Of the words below and of what is exported; cpu-link.js has the same number. A page that got its script and its
+ * kernels from different builds (an old cache) says so instead of running nonsense. */
+enum { LAYOUT = 8 };
 int EXPORT(layout)(void) { return LAYOUT; }
 
-enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, JOIN, PICK, TOP_K };
+enum { EMBED, NORM, QUANTIZE, LINEAR, MAP, STORE_KV, ATTEND, JOIN, PICK, TOP_K, LOW_RANK, LAYER_NORM };
 enum { ALL_TOKENS = 0, ASKED = 1 };
-
-typedef struct {
-  int32_t bits, halves, outputs, blocks;
-  const uint8_t *values;
-  const float *scale, *offset, *bias;
-} Weights;
 
 typedef struct {
   int32_t kind, rows; /* rows: ALL_TOKENS or ASKED */
   union {
     struct { Weights w; Rows y; } embed;
-    struct { Rows x, skip, sum, y; const float *bias, *weight; float epsilon; int32_t width, groups; } norm;
+    struct { Rows x, skip, sum, y; const float *bias, *weight, *shift; float epsilon; int32_t width, groups; } norm;
     struct { Rows x; int32_t width, blocks; int16_t *values; float *scale, *sum; } quantize;
     struct { Weights w; Activations x; Rows y; } linear;
     struct { Rows a, b, y; int32_t activation, combine; float scalar; int32_t width; } map;
     struct { Cache cache; Rotary rotary; Attention attention; Rows a, b; float *parts; } attend; /* keys, values or queries, out */
     struct { Rows x, y; int32_t width; } pick;
     struct { Rows x; float *values; int32_t *ids; int32_t width, k; } top_k;
+    struct { Rows x, y; const float *a, *b; int32_t width, ranks, outputs; } low_rank; /* ranks 0: no adapter */
     int32_t words[30];
   };
 } Op;
@@ -44,7 +40,7 @@ typedef struct {
 } Ticket;
 
 typedef struct {
-  int32_t step; /* even: a step's number, may run; odd: being written */
+  int32_t step; /* even: a step's number, may run; odd: over, or the next one being written */
   int32_t tokens, position, asked, threads, count;
   const Op *ops;
   Ticket *tickets;
@@ -59,6 +55,14 @@ _Static_assert(sizeof(State) == 48, "the loader writes a state of 12 words");
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 INLINE int lesser(int a, int b) { return a < b ? a : b; }
 INLINE int rows_of(const State *s, const Op *op) { return op->rows == ASKED ? s->asked : s->tokens; }
+
+/* The rotary tables of this step. */
+INLINE Rotary rotary_of(const State *s, const Op *op) {
+  Rotary rotary = op->attend.rotary;
+  if (rotary.switch_at && s->position + s->tokens > rotary.switch_at)
+    rotary.cos += rotary.second, rotary.sin += rotary.second;
+  return rotary;
+}
 
 /* Whether an attention is shared out span by span: that of one token, which has few heads, over a long context. */
 INLINE int is_split(const State *s, const Op *op) {
@@ -75,6 +79,7 @@ static int task_count(const State *s, const Op *op) {
              (is_split(s, op) ? attention_spans(&op->attend.attention, 1, s->position) : 1);
     case JOIN: return is_split(s, op) ? lesser(op->attend.attention.heads, s->threads) : 0;
     case TOP_K: return rows;
+    case LOW_RANK: return op->low_rank.ranks ? lesser(rows, s->threads) : 0;
     case QUANTIZE: return lesser(ceil_div(rows, TILE), s->threads);
     default: return lesser(rows, s->threads);
   }
@@ -85,35 +90,39 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
   switch (op->kind) {
     case EMBED:
       for (int r = first; r < last; r++)
-        embed(op->embed.w.bits, op->embed.w.halves, op->embed.w.values, op->embed.w.scale, op->embed.w.offset, op->embed.w.blocks,
-              s->ids[r], op->embed.y.at + r * op->embed.y.row_floats);
+        embed(&op->embed.w, s->ids[r], op->embed.y.at + r * op->embed.y.row_floats);
       return;
     case NORM:
       return rms_norm(op->norm.x, op->norm.skip, op->norm.bias, op->norm.weight, op->norm.epsilon, op->norm.sum,
                       op->norm.y, op->norm.width, op->norm.groups, first, last);
+    case LAYER_NORM:
+      return layer_norm(op->norm.x, op->norm.skip, op->norm.bias, op->norm.weight, op->norm.shift, op->norm.epsilon,
+                        op->norm.sum, op->norm.y, op->norm.width, op->norm.groups, first, last);
     case QUANTIZE: {
       int stride = rows == 1 ? 1 : TILE, tiles = ceil_div(rows, stride);
       return quantize(op->quantize.x, op->quantize.width, op->quantize.blocks, op->quantize.values, op->quantize.scale,
                       op->quantize.sum, stride, rows, tiles * task / tasks, tiles * (task + 1) / tasks);
     }
     case LINEAR: {
-      const Weights *w = &op->linear.w;
-      int panels = w->outputs / PANEL;
-      return linear(w->bits, w->halves, w->values, w->scale, w->offset, w->bias, op->linear.x, op->linear.y.at,
-                    op->linear.y.row_floats, rows, w->blocks, panels * task / tasks, panels * (task + 1) / tasks,
-                    scratch);
+      int panels = op->linear.w.outputs / PANEL;
+      return linear(&op->linear.w, op->linear.x, op->linear.y.at, op->linear.y.row_floats, rows, panels * task / tasks,
+                    panels * (task + 1) / tasks, scratch);
     }
     case MAP:
       return map(op->map.activation, op->map.a, op->map.combine, op->map.b, op->map.scalar, op->map.y, op->map.width,
                  first, last);
-    case STORE_KV:
-      return store_kv(&op->attend.cache, &op->attend.rotary, op->attend.a, op->attend.b, s->position, first, last);
-    case ATTEND:
+    case STORE_KV: {
+      Rotary rotary = rotary_of(s, op);
+      return store_kv(&op->attend.cache, &rotary, op->attend.a, op->attend.b, s->position, first, last);
+    }
+    case ATTEND: {
+      Rotary rotary = rotary_of(s, op);
       if (is_split(s, op))
-        return attend_span(&op->attend.cache, &op->attend.rotary, &op->attend.attention, op->attend.a, op->attend.parts,
+        return attend_span(&op->attend.cache, &rotary, &op->attend.attention, op->attend.a, op->attend.parts,
                            s->position, task, scratch);
-      return attend(&op->attend.cache, &op->attend.rotary, &op->attend.attention, op->attend.a, op->attend.b, rows,
-                    s->position, task, scratch);
+      return attend(&op->attend.cache, &rotary, &op->attend.attention, op->attend.a, op->attend.b, rows, s->position,
+                    task, scratch);
+    }
     case JOIN: {
       int heads = op->attend.attention.heads;
       return join(&op->attend.cache, &op->attend.attention, op->attend.parts, op->attend.b, s->position,
@@ -128,6 +137,9 @@ static void run_task(const State *s, const Op *op, int task, int tasks, uint8_t 
     case TOP_K:
       return top_k(op->top_k.x.at + task * op->top_k.x.row_floats, op->top_k.width, op->top_k.k,
                    op->top_k.values + task * op->top_k.k, op->top_k.ids + task * op->top_k.k);
+    case LOW_RANK:
+      return low_rank(op->low_rank.x, op->low_rank.a, op->low_rank.b, op->low_rank.width, op->low_rank.ranks,
+                      op->low_rank.outputs, op->low_rank.y, first, last, (float *)scratch);
   }
 }
 
@@ -160,6 +172,8 @@ static int run(State *shared, const State *now, int thread) {
     int tasks = end > first + 1 ? 1 : task_count(now, now->ops + first);
     Ticket *ticket = now->tickets + first;
     for (int task = 0;; task++) {
+      /* After the step `ranks` may change, and with it what counts as a task: looked at after they were counted. */
+      if (thread && __atomic_load_n(&shared->step, __ATOMIC_ACQUIRE) != now->step) return 0;
       if (now->threads > 1) task = claim(ticket, now->step, tasks);
       if (task < 0 || task == tasks) break;
       for (int i = first; i < end; i++) {
@@ -182,13 +196,14 @@ static int run(State *shared, const State *now, int thread) {
   return 0;
 }
 
-/* One step over the ids the loader has put in place: 0 when done, 1 when a helper died in the middle of its task. */
+/* One step over the ids the loader has put in place: 0 when done, 1 when a helper died in the middle of its task; the
+ * step may then be done again on one thread. */
 int EXPORT(step)(State *s, int tokens, int position, int asked) {
-  int32_t number = s->step;
-  if (s->threads > 1) __atomic_store_n(&s->step, number + 1, __ATOMIC_SEQ_CST);
+  int32_t writing = s->step | 1;
+  if (s->threads > 1) __atomic_store_n(&s->step, writing, __ATOMIC_SEQ_CST);
   s->tokens = tokens, s->position = position, s->asked = asked;
   if (s->threads > 1) {
-    number += 2;
+    int32_t number = writing + 1;
     for (int i = 0; i < s->count; i++) {
       __atomic_store_n(&s->tickets[i].done, 0, __ATOMIC_SEQ_CST);
       __atomic_store_n(&s->tickets[i].next, (int64_t)number << 32, __ATOMIC_SEQ_CST);
@@ -197,7 +212,9 @@ int EXPORT(step)(State *s, int tokens, int position, int asked) {
     __builtin_wasm_memory_atomic_notify(&s->step, -1);
   }
   State now = *s;
-  return run(s, &now, 0);
+  int died = run(s, &now, 0);
+  if (now.threads > 1) __atomic_store_n(&s->step, now.step + 1, __ATOMIC_SEQ_CST);
+  return died;
 }
 
 /* A helper's life: sleep until a step begins, help, sleep again. Ends only with its worker. */

@@ -1,21 +1,27 @@
 /* Matrix products of the linear layers and the lm_head; the layouts are described in linear.h. */
 #include "linear.h"
 
-/* What is added to scale * value: nothing (with HALVES too, where 16 inputs have a scale), the stored offset, or -8 *
- * scale. */
-enum { NOTHING, OFFSET, MIDDLE, HALVES };
+/* What is added to scale * value: nothing (with HALVES too, where 16 inputs have a scale), the stored offset, scale *
+ * the stored zero point, or -8 * scale. */
+enum { NOTHING, OFFSET, POINT, MIDDLE, HALVES };
 
 INLINE int halves_of(const int kind) { return kind == HALVES ? 2 : 1; }
 
 /* x + one block's contribution to four outputs of one token: d = sum of value * activation, s and z the weights' scales
  * and offsets, e and f the activations' scale and sum. */
 INLINE vec scaled(vec x, vec d, vec s, vec z, vec e, vec f, const int kind) {
-  if (kind == OFFSET || kind == MIDDLE) x = f_madd(z, f, x);
+  if (kind != NOTHING && kind != HALVES) x = f_madd(z, f, x);
   return f_madd(wasm_f32x4_convert_i32x4(d), wasm_f32x4_mul(s, e), x);
 }
 
-INLINE vec offset(const float *z, vec s, const int kind) {
-  return kind == OFFSET ? load(z) : wasm_f32x4_mul(s, f_splat(-8.f));
+/* Stored scales, or what is stored in the place of offsets; number `half` of a panel's two vectors of four outputs. */
+INLINE vec stored(const uint8_t *at, const int half, const int bytes) {
+  return bytes == 2 ? load_halves(at + half * 8) : load(at + half * 16);
+}
+
+INLINE vec offset(const uint8_t *z, const int half, const int bytes, vec s, const int kind) {
+  if (kind == OFFSET) return stored(z, half, bytes);
+  return wasm_f32x4_mul(s, kind == POINT ? stored(z, half, bytes) : f_splat(-8.f));
 }
 
 /* A 16-bit lane of packed weights holds inputs kk and kk+1 of outputs i and i+4. Masking and shifting the lane gives
@@ -30,8 +36,8 @@ INLINE vec dot(vec activations, vec weights, vec sum) {
 }
 
 /* One token x one panel, straight from the packed weights: [8 outputs]. */
-INLINE void one_token(const int bits, const int kind, const uint8_t *w, const float *s, const float *z, Activations act,
-                      int blocks, vec out[2]) {
+INLINE void one_token(const int bits, const int kind, const int bytes, const uint8_t *w, const uint8_t *s,
+                      const uint8_t *z, Activations act, int blocks, vec out[2]) {
   const int16_t *a = act.values;
   const int halves = halves_of(kind);
   vec x0 = f_splat(0.f), x1 = x0;
@@ -53,10 +59,11 @@ INLINE void one_token(const int bits, const int kind, const uint8_t *w, const fl
       }
       w += bits * 4, a += 4;
     }
-    vec e = splat32(act.scale + b / halves), f = splat32(act.sum + b / halves), s0 = load(s), s1 = load(s + 4);
-    x0 = scaled(x0, d0, s0, offset(z, s0, kind), e, f, kind);
-    x1 = scaled(x1, d1, s1, offset(z + 4, s1, kind), e, f, kind);
-    s += PANEL, z += PANEL;
+    vec e = splat32(act.scale + b / halves), f = splat32(act.sum + b / halves);
+    vec s0 = stored(s, 0, bytes), s1 = stored(s, 1, bytes);
+    x0 = scaled(x0, d0, s0, offset(z, 0, bytes, s0, kind), e, f, kind);
+    x1 = scaled(x1, d1, s1, offset(z, 1, bytes, s1, kind), e, f, kind);
+    s += PANEL * bytes, z += PANEL * bytes;
   }
   out[0] = x0, out[1] = x1;
 }
@@ -66,6 +73,18 @@ INLINE void unpack(const int bits, const uint8_t *w, int16_t *u, int blocks) {
   for (int i = 0; i < blocks * 8; i++, w += bits * 4, u += 32) {
     UNROLL for (int part = 0; part < 4; part++)
       store(u + part * 8, bits == 4 ? nibble(load(w), part) : wasm_i16x8_load8x8(w + part * 8));
+  }
+}
+
+/* One panel's scales and offsets as float32: [block][8] each. */
+INLINE void widen(const int kind, const int bytes, const uint8_t *s, const uint8_t *z, float *scale, float *add,
+                  int blocks) {
+  for (int b = 0; b < blocks; b++, s += PANEL * bytes, z += PANEL * bytes) {
+    UNROLL for (int half = 0; half < 2; half++, scale += 4, add += 4) {
+      vec four = stored(s, half, bytes);
+      store(scale, four);
+      if (kind != NOTHING) store(add, offset(z, half, bytes, four, kind));
+    }
   }
 }
 
@@ -79,7 +98,7 @@ INLINE void four_tokens(const int kind, const int16_t *u, const float *s, const 
     vec d[TILE][2];
     UNROLL for (int m = 0; m < TILE; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
     dot_pairs(u, a, BLOCK / 2 / halves, TILE, TILE, d);
-    vec s0 = load(s), s1 = load(s + 4), z0 = offset(z, s0, kind), z1 = offset(z + 4, s1, kind);
+    vec s0 = load(s), s1 = load(s + 4), z0 = load(z), z1 = load(z + 4);
     UNROLL for (int m = 0; m < TILE; m++) {
       vec e = splat32(scale + m), f = splat32(sum + m);
       x[m][0] = scaled(x[m][0], d[m][0], s0, z0, e, f, kind);
@@ -98,37 +117,70 @@ INLINE void keep(float *y, vec low, vec high, const float *bias) {
   store(y + 4, high);
 }
 
-INLINE void panels(const int bits, const int kind, const uint8_t *w, const float *s, const float *z, const float *bias,
-                   Activations a, float *y, int row_floats, int rows, int blocks, int first, int last, int16_t *scratch) {
-  int panel_bytes = blocks * bits * BLOCK, panel_scales = blocks * PANEL * halves_of(kind);
+/* Panels [first, last) for one token, straight from the packed weights. */
+INLINE void decode(const int bits, const int kind, const int bytes, const Weights *w, Activations a, float *y, int first,
+                   int last) {
+  int values = w->blocks * bits * BLOCK, scales = w->blocks * PANEL * bytes * halves_of(kind);
   for (int p = first; p < last; p++) {
-    const uint8_t *wp = w + p * panel_bytes;
-    const float *sp = s + p * panel_scales, *zp = kind == OFFSET ? z + p * panel_scales : s;
-    const float *bp = bias ? bias + p * PANEL : 0;
-    vec out[TILE][2];
-    if (rows == 1) {
-      one_token(bits, kind, wp, sp, zp, a, blocks, out[0]);
-      keep(y + p * PANEL, out[0][0], out[0][1], bp);
-      continue;
-    }
-    unpack(bits, wp, scratch, blocks);
-    for (int t = 0; t * TILE < rows; t++) {
-      int at = t * TILE * blocks;
-      four_tokens(kind, scratch, sp, zp, a.values + at * BLOCK, a.scale + at, a.sum + at, blocks, out);
-      UNROLL for (int m = 0; m < TILE; m++)
-        keep(y + (t * TILE + m) * row_floats + p * PANEL, out[m][0], out[m][1], bp);
-    }
+    const uint8_t *s = w->scale + p * scales, *z = kind == OFFSET || kind == POINT ? w->offset + p * scales : s;
+    vec out[2];
+    one_token(bits, kind, bytes, w->values + p * values, s, z, a, w->blocks, out);
+    keep(y + p * PANEL, out[0], out[1], w->bias ? w->bias + p * PANEL : 0);
   }
 }
 
-void linear(int bits, int halves, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a,
-            float *y, int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch) {
-#define RUN(bits, kind) \
-  panels(bits, kind, w, s, z, bias, a, y, row_floats, rows, blocks, first, last, (int16_t *)scratch)
-  if (halves == 2) RUN(8, HALVES);
-  else if (bits == 8 && z) RUN(8, OFFSET);
-  else if (bits == 8) RUN(8, NOTHING);
-  else if (z) RUN(4, OFFSET);
-  else RUN(4, MIDDLE);
-#undef RUN
+/* One unpacked panel for many tokens. */
+INLINE void tiles(const int kind, const int16_t *u, const float *s, const float *z, const float *bias, Activations a,
+                  float *y, int row_floats, int rows, int blocks) {
+  for (int t = 0; t * TILE < rows; t++) {
+    int at = t * TILE * blocks;
+    vec out[TILE][2];
+    four_tokens(kind, u, s, z, a.values + at * BLOCK, a.scale + at, a.sum + at, blocks, out);
+    UNROLL for (int m = 0; m < TILE; m++) keep(y + (t * TILE + m) * row_floats, out[m][0], out[m][1], bias);
+  }
+}
+
+INLINE int kind_of(const Weights *w) {
+  if (w->halves == 2) return HALVES;
+  if (!w->offset) return w->bits == 4 ? MIDDLE : NOTHING;
+  return w->stored == HALF_POINTS ? POINT : OFFSET;
+}
+
+static void prefill(const Weights *w, Activations a, float *y, int row_floats, int rows, int first, int last,
+                    uint8_t *scratch) {
+  const int kind = kind_of(w), bytes = w->stored == FLOATS ? 4 : 2, blocks = w->blocks;
+  int values = blocks * w->bits * BLOCK, scales = blocks * PANEL * bytes * w->halves;
+  int16_t *unpacked = (int16_t *)scratch;
+  float *scale = (float *)(unpacked + blocks * BLOCK * PANEL), *add = scale + blocks * PANEL;
+  for (int p = first; p < last; p++) {
+    const uint8_t *s = w->scale + p * scales, *z = w->offset + p * scales;
+    const float *bias = w->bias ? w->bias + p * PANEL : 0;
+    float *to = y + p * PANEL;
+    if (w->bits == 4) unpack(4, w->values + p * values, unpacked, blocks);
+    else unpack(8, w->values + p * values, unpacked, blocks);
+    if (kind == HALVES) {
+      tiles(HALVES, unpacked, (const float *)s, (const float *)s, bias, a, to, row_floats, rows, blocks);
+      continue;
+    }
+    if (bytes == 2) widen(kind, 2, s, z, scale, add, blocks);
+    else widen(kind, 4, s, z, scale, add, blocks);
+    if (kind == NOTHING) tiles(NOTHING, unpacked, scale, scale, bias, a, to, row_floats, rows, blocks);
+    else tiles(OFFSET, unpacked, scale, add, bias, a, to, row_floats, rows, blocks);
+  }
+}
+
+void linear(const Weights *w, Activations a, float *y, int row_floats, int rows, int first, int last, uint8_t *scratch) {
+  if (rows > 1) return prefill(w, a, y, row_floats, rows, first, last, scratch);
+#define ONE(bits, kind) \
+  return w->stored == FLOATS ? decode(bits, kind, 4, w, a, y, first, last) : decode(bits, kind, 2, w, a, y, first, last)
+  switch (kind_of(w)) {
+    case HALVES: return decode(8, HALVES, 4, w, a, y, first, last);
+    case NOTHING: ONE(8, NOTHING);
+    case MIDDLE: ONE(4, MIDDLE);
+    case POINT: return w->bits == 4 ? decode(4, POINT, 2, w, a, y, first, last) : decode(8, POINT, 2, w, a, y, first, last);
+    default:
+      if (w->bits == 8) return decode(8, OFFSET, 4, w, a, y, first, last);
+      ONE(4, OFFSET);
+  }
+#undef ONE
 }

@@ -7,9 +7,10 @@
  *          output i+4 (high nibble) of input kk of the group. Values 0 to 15.
  *   8 bit: 256 bytes per block = 8 groups x 32 bytes; value (output o, input kk) at (kk&1)*16 + (o>>2)*8 + (o&3)*2
  *          + (kk>>1). Values -128 to 127 (ONNX's 0 to 255 less 128).
- *   scales: float32 [panel][block][8]; offsets likewise, or none. weight = scale * value + offset. Where there are no
- *          offsets, 4-bit values stand for value - 8 and 8-bit values for themselves. 8-bit values without offsets may
- *          have a scale for every 16 inputs: [panel][block][2][8].
+ *   scales: [panel][block][8]; offsets likewise, or none. weight = scale * value + offset. Where there are no offsets,
+ *          4-bit values stand for value - 8 and 8-bit values for themselves. 8-bit values without offsets may have a
+ *          scale for every 16 inputs: [panel][block][2][8]. Both are float16 where the shards have them so (a tenth of
+ *          what decoding reads) and float32 where they are products, which float16 would round.
  *
  * Activations are int16 with one float32 scale per token and block of 32, in tiles of four tokens (or of one). int8
  * would be twice as fast where many tokens share a weight, but takes SmolLM2's likeliest token from 99.9 to 97 % of
@@ -22,6 +23,16 @@
  */
 #pragma once
 #include "simd.h"
+
+/* How scales and offsets lie in memory: as float32; as float16; as float16, with the negated zero point in the place of
+ * the offset, which is scale * that. The loader (cpu-link.js) writes these numbers. */
+enum { FLOATS = 0, HALF_FLOATS = 1, HALF_POINTS = 2 };
+
+typedef struct {
+  int32_t bits, halves, stored, outputs, blocks; /* halves: scales for each block of 32 inputs, 1 or 2 */
+  const uint8_t *values, *scale, *offset;        /* offset null where there is none */
+  const float *bias;
+} Weights;
 
 typedef struct {
   const int16_t *values;
@@ -43,9 +54,7 @@ INLINE void dot_pairs(const int16_t *w, const int16_t *a, int pairs, int stride,
   } while (w != end);
 }
 
-/* y[row][panel's 8 outputs] = activations x panels [first, last) of packed weights (+ bias), for `rows` tokens;
- * `halves` is 2 where every 16 inputs have a scale, else 1.
- * `y` has room for `rows` rounded up to whole tiles, `row_floats` apart. `scratch` holds one unpacked panel: 512 bytes
- * per block. */
-void linear(int bits, int halves, const uint8_t *w, const float *s, const float *z, const float *bias, Activations a,
-            float *y, int row_floats, int rows, int blocks, int first, int last, uint8_t *scratch);
+/* y[row][panel's 8 outputs] = activations x panels [first, last) of packed weights (+ bias), for `rows` tokens. `y` has
+ * room for `rows` rounded up to whole tiles, `row_floats` apart. `scratch` holds one unpacked panel: 576 bytes per
+ * block. */
+void linear(const Weights *w, Activations a, float *y, int row_floats, int rows, int first, int last, uint8_t *scratch);

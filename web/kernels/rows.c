@@ -2,6 +2,19 @@
 #include "quantize.h"
 #include "rows.h"
 
+/* x, or x + skip + bias in `kept` where there is a skip. */
+INLINE const float *with_skip(const float *x, const float *skip, const float *bias, float *kept, int width) {
+  int whole = width & ~3;
+  if (!skip) return x;
+  for (int i = 0; i < whole; i += 4) {
+    vec v = wasm_f32x4_add(load(x + i), load(skip + i));
+    if (bias) v = wasm_f32x4_add(v, load(bias + i));
+    store(kept + i, v);
+  }
+  for (int i = whole; i < width; i++) kept[i] = x[i] + skip[i] + (bias ? bias[i] : 0.f);
+  return kept;
+}
+
 void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float epsilon, Rows sum, Rows y, int width,
               int groups, int first, int last) {
   int whole = width & ~3;
@@ -10,17 +23,8 @@ void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float e
       int start = group * width;
       const float *in = x.at + r * x.row_floats + start;
       float *out = y.at + r * y.row_floats + start;
-      if (skip.at) {
-        const float *other = skip.at + r * skip.row_floats + start;
-        float *kept = (sum.at ? sum.at + r * sum.row_floats + start : out);
-        for (int i = 0; i < whole; i += 4) {
-          vec v = wasm_f32x4_add(load(in + i), load(other + i));
-          if (bias) v = wasm_f32x4_add(v, load(bias + i));
-          store(kept + i, v);
-        }
-        for (int i = whole; i < width; i++) kept[i] = in[i] + other[i] + (bias ? bias[i] : 0.f);
-        in = kept;
-      }
+      in = with_skip(in, skip.at ? skip.at + r * skip.row_floats + start : 0, bias,
+                     sum.at ? sum.at + r * sum.row_floats + start : out, width);
       vec squares = f_splat(0.f);
       for (int i = 0; i < whole; i += 4) {
         vec v = load(in + i);
@@ -32,6 +36,42 @@ void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float e
       for (int i = 0; i < whole; i += 4)
         store(out + i, wasm_f32x4_mul(wasm_f32x4_mul(load(in + i), f_splat(factor)), load(weight + i)));
       for (int i = whole; i < width; i++) out[i] = in[i] * factor * weight[i];
+    }
+  }
+}
+
+void layer_norm(Rows x, Rows skip, const float *bias, const float *weight, const float *shift, float epsilon, Rows sum,
+                Rows y, int width, int groups, int first, int last) {
+  int whole = width & ~3;
+  for (int r = first; r < last; r++) {
+    for (int group = 0; group < groups; group++) {
+      int start = group * width;
+      const float *in = x.at + r * x.row_floats + start;
+      float *out = y.at + r * y.row_floats + start;
+      in = with_skip(in, skip.at ? skip.at + r * skip.row_floats + start : 0, bias,
+                     sum.at ? sum.at + r * sum.row_floats + start : out, width);
+      vec sums = f_splat(0.f), squares = f_splat(0.f);
+      for (int i = 0; i < whole; i += 4) sums = wasm_f32x4_add(sums, load(in + i));
+      float mean = f_sum(sums), rest = 0.f, total = 0.f;
+      for (int i = whole; i < width; i++) mean += in[i];
+      mean /= (float)width;
+      sums = f_splat(0.f);
+      for (int i = 0; i < whole; i += 4) {
+        vec v = wasm_f32x4_sub(load(in + i), f_splat(mean));
+        sums = wasm_f32x4_add(sums, v), squares = f_madd(v, v, squares);
+      }
+      for (int i = whole; i < width; i++) rest += in[i] - mean, total += (in[i] - mean) * (in[i] - mean);
+      /* What rounding left out of the mean, which counts where a row lies far from zero (corrected two-pass variance). */
+      rest = (f_sum(sums) + rest) / (float)width;
+      float variance = (f_sum(squares) + total) / (float)width - rest * rest;
+      float factor = 1.f / __builtin_sqrtf((variance > 0.f ? variance : 0.f) + epsilon);
+      for (int i = 0; i < whole; i += 4) {
+        vec v = wasm_f32x4_sub(wasm_f32x4_sub(load(in + i), f_splat(mean)), f_splat(rest));
+        v = wasm_f32x4_mul(v, f_splat(factor));
+        store(out + i, f_madd(v, load(weight + i), shift ? load(shift + i) : f_splat(0.f)));
+      }
+      for (int i = whole; i < width; i++)
+        out[i] = (in[i] - mean - rest) * factor * weight[i] + (shift ? shift[i] : 0.f);
     }
   }
 }
@@ -106,21 +146,25 @@ void map(int activation, Rows a, int combine, Rows b, float scalar, Rows y, int 
   }
 }
 
-void embed(int bits, int halves, const uint8_t *w, const float *s, const float *z, int blocks, int id, float *y) {
-  int lane = id & 7;
-  w += (uint32_t)(id >> 3) * (uint32_t)blocks * (bits == 4 ? 128u : 256u);
-  s += (uint32_t)(id >> 3) * (uint32_t)(blocks * halves) * PANEL + lane;
-  if (z) z += (uint32_t)(id >> 3) * (uint32_t)blocks * PANEL + lane;
-  for (int b = 0; b < blocks; b++) {
+INLINE float number(const Weights *w, const uint8_t *from, uint32_t i) {
+  return w->stored == FLOATS ? ((const float *)from)[i] : half_to_float(((const uint16_t *)from)[i]);
+}
+
+void embed(const Weights *w, int id, float *y) {
+  const int lane = id & 7, bits = w->bits, halves = w->halves;
+  const uint8_t *values = w->values + (uint32_t)(id >> 3) * (uint32_t)w->blocks * (bits == 4 ? 128u : 256u);
+  uint32_t first = (uint32_t)(id >> 3) * (uint32_t)(w->blocks * halves) * PANEL + (uint32_t)lane;
+  for (int b = 0; b < w->blocks; b++, values += bits * BLOCK) {
     for (int k = 0; k < BLOCK; k++) {
-      float factor = s[(b * halves + k * halves / BLOCK) * PANEL];
-      float offset = z ? z[b * PANEL] : bits == 4 ? -8.f * factor : 0.f;
+      uint32_t at = first + (uint32_t)(b * halves + k * halves / BLOCK) * PANEL;
+      float factor = number(w, w->scale, at), offset = bits == 4 ? -8.f * factor : 0.f;
+      if (w->offset) offset = number(w, w->offset, at) * (w->stored == HALF_POINTS ? factor : 1.f);
       int g = k >> 2, kk = k & 3, q;
       if (bits == 4) {
-        int byte = w[b * 128 + g * 16 + (lane & 3) * 4 + kk];
+        int byte = values[g * 16 + (lane & 3) * 4 + kk];
         q = lane < 4 ? byte & 15 : byte >> 4;
       } else {
-        q = (int8_t)w[b * 256 + g * 32 + (kk & 1) * 16 + lane * 2 + (kk >> 1)];
+        q = (int8_t)values[g * 32 + (kk & 1) * 16 + lane * 2 + (kk >> 1)];
       }
       y[b * BLOCK + k] = factor * (float)q + offset;
     }

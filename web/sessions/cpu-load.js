@@ -1,15 +1,17 @@
 // Fills the laid-out memory from the model's shards. Each is read piece by piece straight into the staging part of that
 // memory and repacked from there: no copy of a shard is ever held.
 
+import { Fault } from "../fault.js";
 import { source } from "../files.js";
-import { halvesOf, STAGING } from "./cpu-link.js";
+import { halvesOf } from "./cpu-link.js";
 
 const ZERO = { none: 0, packed: 1, float: 2, minimum: 3, minimum_negated: 4 };
 const BYTES = { float16: 2, float32: 4, uint8: 1, int8: 1 };
 
 /**
  * Read every file of `plan` from `files` (files.js) and put its tensors where `map` says, with the packing functions of
- * `kernels` over `memory`. `onFile(done, count)` reports.
+ * `kernels` over `memory`. `onFile(done, count)` reports. Throws Fault manifest for scales and vectors that are no finite
+ * numbers, and what `files` throws.
  */
 export async function load({ plan, map, memory, kernels, files, onFile }) {
   const loader = new Loader(plan, map, memory, kernels);
@@ -22,6 +24,7 @@ export async function load({ plan, map, memory, kernels, files, onFile }) {
     } finally {
       opened.close();
     }
+    files.letGo([name]);
     onFile?.(index + 1, names.length);
   }
   loader.finish();
@@ -67,11 +70,12 @@ class Loader {
     });
   }
 
+  /** Read the file's tensors as they follow one another: a source may forget what is behind. */
   file(name, opened) {
-    this.#plan.tensors.forEach((tensor, i) => {
-      if (tensor.file !== name) return;
+    const own = [...this.#plan.tensors.entries()].filter(([, tensor]) => tensor.file === name);
+    for (const [i, tensor] of own.sort(([, one], [, other]) => one.offset - other.offset)) {
       this.#tensor(i, new Part(opened, tensor.offset, tensor.elements * BYTES[tensor.dtype]));
-    });
+    }
   }
 
   #tensor(index, part) {
@@ -91,7 +95,7 @@ class Loader {
     const { rows, bits } = this.#plan.weights[index];
     const { blocks, values } = this.#map.weights[index];
     const rowBytes = blocks * bits * 4;
-    const piece = Math.floor(STAGING / rowBytes / 8) * 8;
+    const piece = Math.floor(this.#map.stagingBytes / rowBytes / 8) * 8;
     for (let row = 0; row < rows; row += piece) {
       const count = Math.min(piece, rows - row);
       const at = this.#stage(part, row * rowBytes, (row + count) * rowBytes);
@@ -103,12 +107,23 @@ class Loader {
     const { dtype, elements } = this.#plan.tensors[index];
     if (dtype === "float32") {
       part.read(this.#bytes.subarray(to, to + part.length), 0);
+      this.#finite(index, to, 0, elements);
       return;
     }
-    for (let done = 0; done < elements; done += STAGING / 2) {
-      const count = Math.min(STAGING / 2, elements - done);
-      this.#kernels.widen_half(this.#stage(part, done * 2, (done + count) * 2), to + done * 4, count);
+    const piece = this.#map.stagingBytes / 2;
+    for (let done = 0; done < elements; done += piece) {
+      const count = Math.min(piece, elements - done);
+      const at = this.#stage(part, done * 2, (done + count) * 2);
+      this.#finite(index, at, 1, count);
+      this.#kernels.widen_half(at, to + done * 4, count);
     }
+  }
+
+  /** Refuse `count` numbers of tensor `index` at `at` (float16 where `half`) if one is infinite or no number. */
+  #finite(index, at, half, count) {
+    if (this.#kernels.are_finite(at, half, count)) return;
+    const { file = "plan.json" } = this.#plan.tensors[index];
+    throw new Fault("manifest", `Tensor ${index} of the plan, in ${file}, is not of finite numbers; export the model again.`);
   }
 
   /** Scales, zero points and biases, once everything is read. */
@@ -128,19 +143,28 @@ class Loader {
     const { rows, bits, block, columns } = weights;
     const groups = Math.ceil(columns / block);
     const halves = halvesOf(weights);
+    const half = this.#map.stagingBytes / 2;
     const scales = this.#part(weights.scales, weights.factors, rows);
     const zeros = weights.zeros && this.#part(weights.zeros.tensor, weights.zeros.factors, rows);
-    const piece = Math.floor(STAGING / 2 / Math.max(scales.rowBytes, zeros?.rowBytes ?? 1) / 8) * 8;
+    const piece = Math.floor(half / Math.max(scales.rowBytes, zeros?.rowBytes ?? 1) / 8) * 8;
     for (let row = 0; row < rows; row += piece) {
       const count = Math.min(piece, rows - row);
-      const from = this.#copy(scales.rows(row, count), this.#map.staging);
-      const other = zeros ? this.#copy(zeros.rows(row, count), this.#map.staging + STAGING / 2) : 0;
+      const from = this.#rows(scales, row, count, this.#map.staging);
+      const other = zeros ? this.#rows(zeros, row, count, this.#map.staging + half) : 0;
       this.#kernels.pack_scales(
         bits, from, scales.half, ZERO[weights.zeros?.kind ?? "none"], other, zeros?.half ?? 0,
-        place.scale, place.offset, row, count, place.blocks * halves, groups, (block / 32) * halves,
+        place.stored, place.scale, place.offset, row, count, place.blocks * halves, groups, (block / 32) * halves,
         weights.zeros?.shift ?? 0,
       );
     }
+  }
+
+  /** `count` rows of a part of #part, from `first` on, at `at`. */
+  #rows(part, first, count, at) {
+    const bytes = part.rows(first, count);
+    this.#copy(bytes, at);
+    if (part.each) this.#finite(part.index, at, part.half, bytes.length / part.each);
+    return at;
   }
 
   #copy(bytes, at) {
@@ -148,13 +172,18 @@ class Loader {
     return at;
   }
 
-  /** Scales, minima or zero points by rows; with `factors` they are multiplied out, float32. */
+  /**
+   * Scales, minima or zero points by rows; with `factors` they are multiplied out, float32. `each` is the bytes of a
+   * float, 0 of packed zero points.
+   */
   #part(index, factors, rows) {
     const whole = factors === undefined ? this.#kept.get(index) : this.#products(index, factors);
     const rowBytes = whole.length / rows;
+    const dtype = factors === undefined ? this.#plan.tensors[index].dtype : "float32";
     return {
-      rowBytes,
-      half: factors === undefined && this.#plan.tensors[index].dtype === "float16" ? 1 : 0,
+      index, rowBytes,
+      half: dtype === "float16" ? 1 : 0,
+      each: dtype.startsWith("float") ? BYTES[dtype] : 0,
       rows: (first, count) => whole.subarray(first * rowBytes, (first + count) * rowBytes),
     };
   }
@@ -165,7 +194,7 @@ class Loader {
     const bytes = this.#kept.get(factors);
     const integers = this.#plan.tensors[factors].dtype === "int8" ? new Int8Array(bytes.buffer) : bytes;
     const products = new Float32Array(elements * each);
-    const piece = STAGING / 8;
+    const piece = this.#map.stagingBytes / 8;
     for (let done = 0; done < elements; done += piece) {
       const count = Math.min(piece, elements - done);
       const values = this.#widened(index, done, count);
@@ -178,11 +207,12 @@ class Loader {
 
   /** `count` numbers of a float16 or float32 tensor from `first` on, as float32 in the staging area. */
   #widened(index, first, count) {
-    const { staging } = this.#map;
+    const { staging, stagingBytes } = this.#map;
     const size = BYTES[this.#plan.tensors[index].dtype];
     const bytes = this.#kept.get(index).subarray(first * size, (first + count) * size);
-    if (size === 4) this.#copy(bytes, staging);
-    else this.#kernels.widen_half(this.#copy(bytes, staging + STAGING / 2), staging, count);
+    const at = this.#copy(bytes, size === 4 ? staging : staging + stagingBytes / 2);
+    this.#finite(index, at, size === 2 ? 1 : 0, count);
+    if (size === 2) this.#kernels.widen_half(at, staging, count);
     return new Float32Array(this.#bytes.buffer, staging, count);
   }
 }

@@ -28,6 +28,15 @@ function refuse(what) {
   return new Fault("manifest", `The plan of the CPU session ${what}; export the model again.`);
 }
 
+/** Bytes that `text` holds as base64; -1 where it is none. */
+function decodedBytes(text) {
+  try {
+    return typeof text === "string" ? atob(text).length : -1;
+  } catch {
+    return -1; // It has other characters.
+  }
+}
+
 class Check {
   constructor(plan, files) {
     this.plan = plan;
@@ -75,7 +84,7 @@ class Check {
     this.count(tensor.elements, `${what}'s elements`);
     const bytes = tensor.elements * each;
     if (tensor.data !== undefined) {
-      if (typeof tensor.data !== "string" || atob(tensor.data).length !== bytes) throw refuse(`has ${what} cut short`);
+      if (decodedBytes(tensor.data) !== bytes) throw refuse(`has ${what} cut short or damaged`);
       return;
     }
     const size = this.files.get(tensor.file);
@@ -171,10 +180,26 @@ class Check {
     this.output(op.y, whole, rows, what);
   }
 
+  _layer_norm(op, what) {
+    this._norm(op, what);
+    if (op.shift !== undefined) this.floats(op.shift, op.width, `shift in ${what}`);
+  }
+
   _linear(op, what) {
     const weights = this.index(op.weights, "weights", what);
     const rows = this.operand(op.x, weights.columns, null, what);
     this.output(op.y, weights.rows, rows, what);
+    if (op.x[0] === op.y[0]) throw refuse(`writes over what it reads in ${what}`);
+  }
+
+  _low_rank(op, what) {
+    this.count(op.columns, `columns in ${what}`, 1 << 20);
+    this.count(op.rows, `rows in ${what}`, 1 << 24);
+    this.count(op.rank, `rank in ${what}`, 1 << 12);
+    const same = this.plan.ops.filter((other) => other.op === "low_rank" && other.matrix === op.matrix);
+    if (typeof op.matrix !== "string" || same.length !== 1) throw refuse(`has the branch ${op.matrix} twice`);
+    const rows = this.operand(op.x, op.columns, null, what);
+    this.output(op.y, op.rows, rows, what);
     if (op.x[0] === op.y[0]) throw refuse(`writes over what it reads in ${what}`);
   }
 
@@ -203,8 +228,10 @@ class Check {
     if (op.rotary !== undefined) {
       const half = this.count(op.rotary?.dim, `rotary dim in ${what}`, cache.head_dim) / 2;
       if (!Number.isInteger(half)) throw refuse(`has an odd rotary dim in ${what}`);
-      this.floats(op.rotary.cos, half * this.plan.context, `cos table in ${what}`);
-      this.floats(op.rotary.sin, half * this.plan.context, `sin table in ${what}`);
+      const tables = op.rotary.switch === undefined ? 1 : 2;
+      if (tables === 2) this.count(op.rotary.switch, `switch in ${what}`);
+      this.floats(op.rotary.cos, tables * half * this.plan.context, `cos table in ${what}`);
+      this.floats(op.rotary.sin, tables * half * this.plan.context, `sin table in ${what}`);
     }
   }
 

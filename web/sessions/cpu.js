@@ -2,82 +2,96 @@
 // in WebAssembly, one call per step, over the same weight shards that ONNX Runtime Web reads.
 
 import { Fault, asFault } from "../fault.js";
+import { adapterTensors } from "./adapter.js";
+import { putAdapter } from "./cpu-adapter.js";
 import { copyIn, copyOut } from "./cpu-kv.js";
-import { LAYOUT, MOST_PAGES, install, layOut } from "./cpu-link.js";
+import { LAYOUT, MOST_PAGES, SPAN, install, layOut, runAlone } from "./cpu-link.js";
 import { load } from "./cpu-load.js";
 import { readPlan } from "./cpu-plan.js";
+import { ASKED, LEAST_CONTEXT, Session } from "./session.js";
 
 const CHUNK = 128; // Tokens of prompt between two looks at Stop: about half a second.
-const ASKED = 16; // Most positions one step gives candidates for.
 const DRAFTS = 3; // Drafted tokens a step may check: with its own token they are one tile of four rows.
-const LEAST_CONTEXT = 512;
 const HELPER_SECONDS = 10;
-
-// A function with one instruction of relaxed SIMD (i16x8.relaxed_q15mulr_s).
-const RELAXED_SIMD = Uint8Array.of(
-  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 15, 1, 13, 0,
-  65, 1, 253, 15, 65, 2, 253, 15, 253, 145, 2, 11,
-);
+const START = 1 << 20; // Where free memory begins: the kernels have no data, only the linker's megabyte of stack.
 
 /**
- * Open the model. `choice.threads` (choose.js) above 1 needs cross-origin isolation; `choice.build` may force
- * "relaxed" or "plain" kernels. Throws Fault manifest (a plan that cannot be trusted), memory or internal.
+ * Open the model. `choice.threads` (choose.js) above 1 needs cross-origin isolation. Throws Fault manifest (a plan that
+ * cannot be trusted), memory or internal.
  */
 export async function open({ manifest, files, base, onProgress, choice = {} }) {
   try {
     const plan = readPlan(new TextDecoder().decode(await files.read(manifest.plan)), manifest);
-    const relaxed = choice.build ? choice.build === "relaxed" : WebAssembly.validate(RELAXED_SIMD);
-    const threads = self.crossOriginIsolated === false ? 1 : Math.max(1, choice.threads ?? 1);
-    const name = `${relaxed ? "relaxed" : "plain"}${threads > 1 ? "-threads" : ""}.wasm`;
-    const module = await compile(new URL(`kernels/${name}`, base));
-    const { map, memory } = reserve(plan, manifest, { threads, most: choice.context ?? Infinity });
+    const wished = self.crossOriginIsolated === false ? 1 : Math.max(1, choice.threads ?? 1);
+    const { map, memory } = reserve(plan, manifest, { threads: wished, most: choice.context ?? Infinity });
+    const { threads } = map;
+    const name = threads > 1 ? "threads.wasm" : "alone.wasm";
+    const { module, hash } = await compile(new URL(`kernels/${name}`, base));
     const { exports } = new WebAssembly.Instance(module, { env: { memory } });
-    if (exports.layout?.() !== LAYOUT) {
+    if (exports.layout?.() !== LAYOUT || !(exports.__heap_base?.value <= START)) {
       throw new Fault("download", `kernels/${name} is of another version than sessions/cpu.js; reload the page.`);
     }
     install(map, memory);
-    const [helpers] = await Promise.all([
-      startHelpers(module, memory, map),
-      threads > 1 && files.kept
+    const starting = startHelpers(module, memory, map);
+    try {
+      // The loader's worker has what a place has; what the place lost came into this one's memory.
+      const aside = threads > 1 && files.kept && !plan.tensors.some(({ file }) => files.added.has(file));
+      await (aside
         ? loadAside({ module, memory, plan, map, kept: files.kept }, onProgress)
-        : load({ plan, map, memory, kernels: exports, files, onFile: onProgress }),
-    ]);
-    const words = choice.words ?? `processor, ${threads > 1 ? `${threads} threads` : "one thread"}`;
-    return new CpuSession({ plan, map, memory, exports, helpers, words });
+        : load({ plan, map, memory, kernels: exports, files, onFile: onProgress }));
+    } catch (error) {
+      for (const helper of await starting) helper.terminate(); // Each holds the whole memory.
+      throw error;
+    }
+    const adapters = adapterTensors(manifest, files);
+    return new CpuSession({ plan, map, memory, exports, helpers: await starting, adapters, hash });
   } catch (error) {
     throw asFault(error);
   }
 }
 
+const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+/** The WebAssembly module at `url` and the hash of its bytes, "" where the browser gives none. */
 async function compile(url) {
   const response = await fetch(url);
   if (!response.ok) throw new Fault("download", `${url.pathname} answered ${response.status}.`);
-  return WebAssembly.compile(await response.arrayBuffer());
+  const bytes = await response.arrayBuffer();
+  // Plain http has no hashes, nor a place for what they name.
+  const digest = new Uint8Array((await self.crypto?.subtle?.digest("SHA-256", bytes)) ?? 0);
+  return { module: await WebAssembly.compile(bytes), hash: hex(digest.subarray(0, 8)) };
 }
 
-/** The largest KV cache the machine gives: the model's whole context, else a half, a quarter … of it. */
+/**
+ * The layout and the memory of the largest KV cache that the machine gives: the model's whole context, else a half, a
+ * quarter … of it; of each with `threads` if it can be shared, else for one thread.
+ */
 function reserve(plan, manifest, { threads, most }) {
   const whole = Math.min(plan.context, manifest.architecture.context, most);
-  const start = 1 << 20; // __heap_base: the kernels have no data, only the linker's megabyte of stack.
   for (let context = whole; ; context = context >> 1) {
-    const rounded = Math.ceil(context / 32) * 32;
-    const map = layOut(plan, { context: rounded, chunk: CHUNK, asked: ASKED, threads, start });
-    map.positions = Math.min(context, whole);
-    if (map.pages <= MOST_PAGES) {
-      try {
-        return { map, memory: new WebAssembly.Memory(sizes(map.pages, threads > 1)) };
-      } catch (error) {
-        if (!(error instanceof RangeError)) throw error;
-      }
+    const rounded = Math.ceil(context / SPAN) * SPAN;
+    let pages;
+    for (const count of new Set([threads, 1])) {
+      const map = layOut(plan, { context: rounded, chunk: CHUNK, asked: ASKED, threads: count, start: START });
+      map.positions = Math.min(context, whole);
+      pages = map.pages;
+      const memory = pages <= MOST_PAGES ? grant(pages, count > 1) : null;
+      if (memory) return { map, memory };
     }
     if (context >> 1 < LEAST_CONTEXT) {
-      throw new Fault("memory", `The model needs ${Math.ceil(map.pages / 16)} MiB in one piece, which is not to be had.`);
+      throw new Fault("memory", `The model needs ${Math.ceil(pages / 16)} MiB in one piece, which is not to be had.`);
     }
   }
 }
 
-function sizes(pages, shared) {
-  return shared ? { initial: pages, maximum: MOST_PAGES, shared } : { initial: pages };
+/** A memory of `pages` that never grows, or null. What may grow, shared, is reserved at once, and refused on phones. */
+function grant(pages, shared) {
+  try {
+    return new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
+  } catch (error) {
+    if (error instanceof RangeError) return null;
+    throw error;
+  }
 }
 
 /** load() in a worker, while this one has other things to do. */
@@ -100,73 +114,85 @@ function loadAside(job, onFile) {
 
 /** Helper workers, asleep and waiting for steps. Those that do not come up are left out. */
 async function startHelpers(module, memory, map) {
-  const starts = map.stacks.map((stack, i) => new Promise((resolve) => {
-    const worker = new Worker(new URL("./cpu-pool.js", import.meta.url), { type: "module" });
-    const late = setTimeout(() => fail(), HELPER_SECONDS * 1000);
-    const fail = () => {
-      clearTimeout(late);
-      worker.terminate();
-      resolve(null);
-    };
-    worker.onerror = fail;
-    worker.onmessage = () => {
-      clearTimeout(late);
-      resolve(worker);
-    };
-    worker.postMessage({ module, memory, state: map.state, thread: i + 1, stack });
-  }));
+  const starts = map.stacks.map((stack, i) => startHelper({ module, memory, state: map.state, thread: i + 1, stack }));
   return (await Promise.all(starts)).filter(Boolean);
 }
 
-class CpuSession {
+function startHelper(job) {
+  return new Promise((resolve) => {
+    let worker;
+    const end = (result) => {
+      clearTimeout(late);
+      if (!result) worker?.terminate();
+      resolve(result);
+    };
+    const late = setTimeout(() => end(null), HELPER_SECONDS * 1000);
+    try {
+      worker = new Worker(new URL("./cpu-pool.js", import.meta.url), { type: "module" });
+      worker.onerror = () => end(null);
+      worker.onmessage = () => end(worker);
+      worker.postMessage(job);
+    } catch (error) {
+      console.warn("A helper thread of the CPU session does not start:", error.message);
+      end(null);
+    }
+  });
+}
+
+/** Whether the rotation of a token can depend on the step that it comes in: that of longrope, about its switch. */
+function switches(plan, positions) {
+  return plan.ops.some(({ rotary }) => rotary?.switch < positions);
+}
+
+class CpuSession extends Session {
   #plan;
   #map;
   #memory;
   #exports;
   #helpers;
 
-  constructor({ plan, map, memory, exports, helpers, words }) {
+  constructor({ plan, map, memory, exports, helpers, adapters, hash }) {
+    super({ vocabulary: plan.vocabulary, context: map.positions, chunk: map.chunk, name: "cpu", adapters });
     this.#plan = plan;
     this.#map = map;
     this.#memory = memory;
     this.#exports = exports;
     this.#helpers = helpers;
-    this.context = map.positions;
-    this.chunk = Math.min(map.chunk, this.context);
-    this.length = 0;
-    this.drafts = DRAFTS;
-    this.runtime = words;
-    this.kernels = `cpu-${LAYOUT}`; // Snapshots of others are of no use here.
+    this.drafts = switches(plan, map.positions) ? 0 : DRAFTS;
+    this.kernels = `cpu-${LAYOUT}-${hash}`; // Snapshots of others are of no use here.
+    if (helpers.length) this.runtime = `cpu ${helpers.length + 1}`;
+    else runAlone(map, memory);
   }
 
-  /**
-   * Append `ids` (Int32Array, 1 to `chunk`) to the KV cache. The candidates of the last `positions` tokens (at most 16),
-   * position after position: {ids: Int32Array, logits: Float32Array}, largest first. On an error the KV cache is as
-   * before.
-   */
-  async step(ids, positions = 1) {
-    const { vocabulary, top_k: k } = this.#plan;
-    const total = this.length + ids.length;
-    if (!this.#memory) throw new Fault("internal", "The session is closed.");
-    if (total > this.context) throw new Fault("too_long", `${total} tokens do not fit into ${this.context}.`);
-    if (ids.length < 1 || ids.length > this.chunk) throw new Fault("internal", `A step of ${ids.length} tokens.`);
-    if (positions < 1 || positions > Math.min(ids.length, ASKED)) {
-      throw new Fault("internal", `Candidates for ${positions} of ${ids.length} positions were asked for.`);
-    }
-    for (const id of ids) if (!(id >= 0 && id < vocabulary)) throw new Fault("internal", `There is no token ${id}.`);
+  async compute(ids, positions) {
     new Int32Array(this.#memory.buffer, this.#map.ids, ids.length).set(ids);
-    let failed;
+    if (!this.#run(ids.length, positions)) {
+      console.warn("A helper thread of the CPU session does not answer. It goes on, with this step too, on one thread.");
+      this.#alone();
+      this.#run(ids.length, positions);
+    }
+    const count = positions * this.#plan.top_k;
+    return {
+      ids: new Int32Array(this.#memory.buffer, this.#map.topIds, count).slice(),
+      logits: new Float32Array(this.#memory.buffer, this.#map.topValues, count).slice(),
+    };
+  }
+
+  /** Whether the kernels got through a step over the ids in place; false where a helper thread died holding a task. */
+  #run(tokens, positions) {
     try {
-      failed = this.#exports.step(this.#map.state, ids.length, this.length, positions);
+      return this.#exports.step(this.#map.state, tokens, this.length, positions) === 0;
     } catch (error) {
       throw new Fault("internal", `The CPU kernels stopped: ${error.message}.`);
     }
-    if (failed) throw new Fault("internal", "A helper thread of the CPU session has died; load the model again.");
-    this.length = total;
-    return {
-      ids: new Int32Array(this.#memory.buffer, this.#map.topIds, positions * k).slice(),
-      logits: new Float32Array(this.#memory.buffer, this.#map.topValues, positions * k).slice(),
-    };
+  }
+
+  /** Compute without helpers from now on. */
+  #alone() {
+    for (const helper of this.#helpers) helper.terminate();
+    this.#helpers = [];
+    this.runtime = "cpu 1";
+    runAlone(this.#map, this.#memory);
   }
 
   /** All logits of the last step's position `index`, for measuring: float32 [vocabulary]. */
@@ -181,12 +207,8 @@ class CpuSession {
     return this.#map.pages * 65536;
   }
 
-  /** Forget all but the first `length` tokens; what lies behind them is written over. */
-  rewind(length) {
-    if (!(length >= 0 && length <= this.length)) {
-      throw new Fault("internal", `Cannot rewind ${this.length} tokens to ${length}.`);
-    }
-    this.length = length;
+  adapt(tensors) {
+    putAdapter(this.#map, this.#memory, tensors);
   }
 
   /** The KV cache of the first `length` tokens, as bytes that `restore` takes in any session of the same `kernels`. */
@@ -195,15 +217,16 @@ class CpuSession {
     return copyOut(this.#plan, this.#map, this.#memory, length);
   }
 
-  /** Make `bytes`, a snapshot of `length` tokens, the KV cache; false, and it is as before, if they do not fit. */
-  restore(bytes, length) {
-    if (!(length >= 0 && length <= this.context)) return false;
-    if (!copyIn(this.#plan, this.#map, this.#memory, length, bytes)) return false;
-    this.length = length;
+  /** Make `bytes`, a snapshot of the tokens `ids`, the KV cache; false, and it is as before, if they do not fit. */
+  restore(bytes, ids) {
+    if (ids.length > this.context) return false;
+    if (!copyIn(this.#plan, this.#map, this.#memory, ids.length, bytes)) return false;
+    this.length = ids.length;
     return true;
   }
 
   close() {
+    super.close();
     for (const helper of this.#helpers) helper.terminate();
     this.#helpers = [];
     this.#memory = null;

@@ -7,10 +7,11 @@ const PASSING = new Set(["device", "memory"]); // Fault kinds for which another 
 /**
  * Open the first of `choices` (choose.js) that opens. `start(choice) → session` opens one; `moved(why, runtime)` is told
  * when another one than before has taken over: what went wrong ("wrong" for a device that computes garbage, else the
- * fault kind) and where the model runs now, in words. Throws what the last one threw.
+ * fault kind) and the runtime that it has now. `wrong(choice)` is told of what computes garbage and awaited. Throws what
+ * the last one threw.
  */
-export async function openFirst(choices, start, moved) {
-  const session = new Enduring(choices, start, moved);
+export async function openFirst(choices, start, moved, wrong) {
+  const session = new Enduring(choices, start, moved, wrong);
   await session.advance();
   return session;
 }
@@ -24,16 +25,20 @@ class Enduring {
   #choices;
   #start;
   #moved;
+  #wrong;
   #inner = null;
-  #facts = null; // {context, chunk, runtime} of the inner session, also while there is none.
-  #tokens = []; // What the KV cache holds; NaN for what came out of a snapshot, whose tokens nobody said.
+  #facts = null; // {context, chunk, runtime} of the latest inner session, also while there is none.
+  #tokens = []; // What the KV cache holds.
   #why = ""; // What went wrong since a session was last in place.
+  #adapter = ""; // Which one of the manifest's is in use.
   #revived = false; // Whether the present choice was opened anew since the last step that succeeded.
+  #closed = false;
 
-  constructor(choices, start, moved) {
+  constructor(choices, start, moved, wrong) {
     this.#choices = [...choices];
     this.#start = start;
     this.#moved = moved;
+    this.#wrong = wrong;
   }
 
   get context() {
@@ -53,35 +58,49 @@ class Enduring {
   }
 
   get runtime() {
-    return this.#facts.runtime;
+    return this.#inner?.runtime ?? this.#facts.runtime; // Its threads may have become fewer.
   }
 
   /** Open the first remaining choice that opens and can read what is in the KV cache; drop those that fail but the last. */
   async advance() {
     for (;;) {
+      if (this.#closed) {
+        await this.#drop();
+        throw new Fault("internal", "The session is closed.");
+      }
       const [choice] = this.#choices;
       try {
         this.#inner = await this.#start(choice);
+        if (this.#closed) continue;
         const { context, chunk, runtime } = this.#inner;
         this.#facts = { context, chunk, runtime };
+        if (this.#adapter) await this.#inner.adapter(this.#adapter);
         await this.#read(this.#tokens, 1);
-        if (this.#why) this.#moved(this.#why, runtime);
-        this.#why = "";
+        this.#tell();
         return;
       } catch (error) {
         const fault = asFault(error);
         if (fault.fault === "too_long") {
           // It opened, with less context than the one before: the conversation has to begin anew.
           this.rewind(0);
+          this.#tell();
           throw fault;
         }
         console.warn(`The session "${choice.name}" did not open:`, fault);
         await this.#drop();
+        if (fault instanceof WrongOutput) await this.#wrong(choice);
+        if (this.#closed) continue;
         if (this.#choices.length === 1) throw fault;
         this.#choices.shift();
-        this.#why ||= fault instanceof WrongOutput ? "wrong" : fault.fault;
+        this.#why ||= reason(fault);
       }
     }
+  }
+
+  /** Say which runtime has taken over, if one has. */
+  #tell() {
+    if (this.#why) this.#moved(this.#why, this.#facts.runtime);
+    this.#why = "";
   }
 
   /** As the inner session's; another runtime takes over where this one's device or memory is gone. */
@@ -95,17 +114,19 @@ class Enduring {
         return candidates;
       } catch (error) {
         const fault = asFault(error);
-        const again = fault.fault === "device" && !this.#revived;
-        const unknown = this.#tokens.includes(NaN);
-        if (!PASSING.has(fault.fault) || !(again || this.#choices.length > 1) || unknown) {
-          if (unknown) this.#tokens.length = 0;
-          if (this.#inner.length > this.length) this.#inner.rewind(this.length);
+        const wrong = fault instanceof WrongOutput;
+        if (wrong && !this.#closed) await this.#wrong(this.#choices[0]);
+        const again = fault.fault === "device" && !wrong && !this.#revived;
+        if (!PASSING.has(fault.fault) || !(again || this.#choices.length > 1)) {
+          // On a device that failed nothing goes on; the next step opens it anew.
+          if (fault.fault === "device") await this.#drop();
+          else if (this.#inner?.length > this.length) this.#inner.rewind(this.length);
           throw fault;
         }
         await this.#drop();
         if (!again) this.#choices.shift();
         this.#revived = again;
-        this.#why = fault.fault;
+        this.#why = reason(fault);
         await this.advance();
       }
     }
@@ -125,12 +146,20 @@ class Enduring {
     return this.#inner.step(all.subarray(all.length - last), positions);
   }
 
+  /** As the inner session's; the next one takes it along. */
+  async adapter(name) {
+    if (!this.#inner) await this.advance();
+    await this.#inner.adapter(name);
+    this.#adapter = name;
+    this.#tokens.length = 0;
+  }
+
   rewind(length) {
     this.#inner?.rewind(length);
     this.#tokens.length = length;
   }
 
-  /** Which kernels a snapshot belongs to, `snapshot(length)` and `restore(bytes, length)`: of sessions that have them. */
+  /** Which kernels a snapshot belongs to, `snapshot(length)` and `restore(bytes, ids)`: of sessions that have them. */
   get kernels() {
     return this.#inner?.kernels;
   }
@@ -139,9 +168,9 @@ class Enduring {
     return this.#inner?.snapshot && ((length) => this.#inner.snapshot(length));
   }
 
-  restore(bytes, length) {
-    if (!this.#inner?.restore?.(bytes, length)) return false;
-    this.#tokens = Array(length).fill(NaN);
+  restore(bytes, ids) {
+    if (!this.#inner?.restore?.(bytes, ids)) return false;
+    this.#tokens = Array.from(ids);
     return true;
   }
 
@@ -153,7 +182,10 @@ class Enduring {
   }
 
   async close() {
-    this.#choices = [];
+    this.#closed = true;
     await this.#drop();
   }
 }
+
+/** What the page is told of a fault: its kind, or "wrong" of a device that computes garbage. */
+const reason = (fault) => (fault instanceof WrongOutput ? "wrong" : fault.fault);

@@ -2,17 +2,22 @@
 // The KV cache stays here, as ORT tensors; Python sees token ids and 64 candidates.
 
 import { Fault, asFault } from "../fault.js";
+import { adapterTensors, branchFeeds } from "./adapter.js";
+import { Session } from "./session.js";
 
-/** Open the model for `choice` (choose.js: build, threads, context, chunk, words). Throws Fault memory or internal. */
-export async function open({ manifest, read, base, onProgress, choice }) {
+/** Open the model for `choice` (choose.js: build, name, threads, context, chunk). Throws Fault manifest, memory or internal. */
+export async function open({ manifest, files, base, onProgress, choice }) {
   try {
     const ort = await importOrt(base, choice);
-    const graph = await read(manifest.graphs[choice.graph]);
+    const name = manifest.graphs[choice.graph];
+    const graph = await files.read(name);
     const total = manifest.weights.length + 1;
-    const weights = await externalData(manifest, read, (done) => onProgress?.(done, total));
-    const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData: weights });
+    const weights = await externalData(manifest, files, (done) => onProgress?.(done, total));
+    const session = await createSession(ort, name, graph, { executionProviders: ["wasm"], externalData: weights });
     onProgress?.(total, total);
-    return new WasmSession(ort, session, manifest, choice);
+    const opened = new WasmSession(ort, session, manifest, choice, adapterTensors(manifest, files));
+    opened.adapt(new Map());
+    return opened;
   } catch (error) {
     throw asFault(error);
   }
@@ -27,11 +32,25 @@ export async function importOrt(base, { build, threads }) {
   return ort;
 }
 
+/**
+ * ORT's session of `graph`, the bytes of the file `name`. Throws Fault manifest where it is the graph that is at fault:
+ * what ORT finds in one it numbers, and nothing else.
+ */
+export async function createSession(ort, name, graph, options) {
+  try {
+    return await ort.InferenceSession.create(graph, options);
+  } catch (error) {
+    const fault = asFault(error);
+    if (fault.fault !== "internal" || !fault.message.includes("ERROR_CODE")) throw fault;
+    throw new Fault("manifest", `ONNX Runtime cannot open ${name}; export the model again. ${fault.message}`);
+  }
+}
+
 /** The weight shards as ORT takes them: [{path, data}]. `report(files)` counts those that are here. */
-export async function externalData(manifest, read, report) {
+export async function externalData(manifest, files, report) {
   const data = [];
   for (const path of manifest.weights) {
-    data.push({ path, data: await read(path) });
+    data.push({ path, data: await files.read(path) });
     report(data.length);
   }
   return data;
@@ -50,32 +69,23 @@ export function kvNames(kv) {
   return names;
 }
 
-class WasmSession {
+class WasmSession extends Session {
   #ort;
   #session;
   #names;
   #empty;
+  #branches = {}; // What the adapter in use feeds the graph.
   #past = []; // Tensors [1, kv_heads, at least `length`, head_dim], or none while the KV cache is empty.
 
-  constructor(ort, session, manifest, choice) {
+  constructor(ort, session, manifest, choice, adapters) {
+    super({ ...choice, adapters, vocabulary: manifest.architecture.vocabulary });
     this.#ort = ort;
     this.#session = session;
     this.#names = kvNames(manifest.kv);
     this.#empty = [1, manifest.kv.kv_heads, 0, manifest.kv.head_dim];
-    this.context = choice.context;
-    this.chunk = Math.min(this.context, choice.chunk);
-    this.length = 0;
-    this.runtime = choice.words;
   }
 
-  /**
-   * Append `ids` (Int32Array, 1 to `chunk`) to the KV cache. The candidates of the last `positions` tokens, position
-   * after position: {ids: Int32Array, logits: Float32Array}, largest first. On an error the KV cache is as before.
-   */
-  async step(ids, positions = 1) {
-    const total = this.length + ids.length;
-    if (!this.#session) throw new Fault("internal", "The session is closed.");
-    if (total > this.context) throw new Fault("too_long", `${total} tokens do not fit into ${this.context}.`);
+  async compute(ids, positions, total) {
     let results;
     try {
       results = await this.#session.run(this.#feeds(ids, positions, total), [
@@ -88,7 +98,6 @@ class WasmSession {
     const candidates = { ids: Int32Array.from(topIds.data, Number), logits: Float32Array.from(topLogits.data) };
     this.#drop();
     this.#past = this.#names.present.map((name) => results[name]);
-    this.length = total;
     return candidates;
   }
 
@@ -100,6 +109,7 @@ class WasmSession {
       positions: new Tensor("int64", BigInt64Array.from(wanted), [positions]),
       seqlens_k: new Tensor("int32", Int32Array.of(total - 1), [1]),
       total_sequence_length: new Tensor("int32", Int32Array.of(total), []),
+      ...this.#branches,
     };
     for (const [index, name] of this.#names.past.entries()) {
       feeds[name] = this.#past[index] ?? new Tensor("float32", new Float32Array(0), this.#empty);
@@ -107,15 +117,18 @@ class WasmSession {
     return feeds;
   }
 
+  adapt(tensors) {
+    const feeds = branchFeeds(this.#session, tensors);
+    const made = feeds.map(({ name, dims, values }) => [name, new this.#ort.Tensor("float32", values, dims)]);
+    this.#branches = Object.fromEntries(made);
+  }
+
   /**
    * Forget all but the first `length` tokens. Nothing is copied: GroupQueryAttention reads `seqlens_k` tokens of a
    * past buffer that may be longer, and writes the new ones behind them.
    */
   rewind(length) {
-    if (!(length >= 0 && length <= this.length)) {
-      throw new Fault("internal", `Cannot rewind ${this.length} tokens to ${length}.`);
-    }
-    this.length = length;
+    super.rewind(length);
     if (length === 0) this.#drop();
   }
 
@@ -125,6 +138,7 @@ class WasmSession {
   }
 
   async close() {
+    super.close();
     const session = this.#session;
     this.#session = null;
     this.#drop();

@@ -5,85 +5,76 @@
 // conversation's length, not the cache's size.
 
 import { Fault, WrongOutput, asFault } from "../fault.js";
-import { externalData, importOrt, kvNames } from "./ort.js";
+import { adapterTensors, branchFeeds } from "./adapter.js";
+import { borrow } from "./graphics.js";
+import { createSession, externalData, importOrt, kvNames } from "./ort.js";
+import { ASKED, LEAST_CONTEXT, Session } from "./session.js";
 
-const ASKED = 16; // Most positions one step gives candidates for.
 const SHORT_CHUNK = 24; // Below the 32 tokens from which ORT's attention takes its flash kernels for prefill.
-const LEAST_CONTEXT = 512;
-const FEATURES = ["shader-f16", "subgroups"]; // What ORT's kernels make use of where an adapter has it.
 
 /**
- * Open the model for `choice` (choose.js: build, context, chunk, words). Throws Fault memory, device or internal, and
- * WrongOutput where the device computes something else than the exporter did.
+ * Open the model for `choice` (choose.js: build, name, context, chunk). Throws Fault manifest, memory, device or
+ * internal, and WrongOutput where the device computes something else than the exporter did.
  */
-export async function open({ manifest, read, base, onProgress, choice }) {
-  let device;
+export async function open({ manifest, files, base, onProgress, choice }) {
+  let graphics;
   let session;
   try {
-    device = await requestDevice();
+    graphics = await borrow();
+    const { device } = graphics;
     const ort = await importOrt(base, choice);
-    const graph = await read(manifest.graphs[choice.graph]);
+    const name = manifest.graphs[choice.graph];
+    const graph = await files.read(name);
     const total = manifest.weights.length + 1;
-    const weights = await externalData(manifest, read, (done) => onProgress?.(done, total));
+    const weights = await externalData(manifest, files, (done) => onProgress?.(done, total));
     const names = kvNames(manifest.kv);
-    session = await ort.InferenceSession.create(graph, {
+    // Weights that found no room are zeros to ORT, which the check would take for a device that errs.
+    device.pushErrorScope("out-of-memory");
+    session = await createSession(ort, name, graph, {
       executionProviders: [{ name: "webgpu", device }],
       externalData: weights,
       // Outputs are bound to our buffers; this only switches ORT's binding of outputs on.
       preferredOutputLocation: "gpu-buffer",
     });
-    const opened = new WebGpuSession({ ort, session, device, manifest, names, choice });
+    const refused = await device.popErrorScope();
+    if (refused) throw new Fault("memory", `The graphics device has no room for the model. ${refused.message}`);
+    const adapters = adapterTensors(manifest, files);
+    const opened = new WebGpuSession({ ort, session, graphics, manifest, names, choice, adapters });
     await opened.reserve();
+    opened.adapt(new Map());
     await opened.check(manifest);
     onProgress?.(total, total);
     return opened;
   } catch (error) {
-    await session?.release();
-    device?.destroy();
-    throw asFault(error);
+    let fault = asFault(error);
+    if (fault.fault === "internal") fault = graphics?.fault ?? fault; // ORT's own says less than the device's.
+    await session?.release().catch(() => {}); // It may not be able to say goodbye.
+    graphics?.device.destroy();
+    throw fault;
   }
 }
 
-/** A device with all that the adapter gives: ORT's kernels choose by these limits, and a KV cache wants large buffers. */
-async function requestDevice() {
-  const adapter = await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" });
-  if (!adapter) throw new Fault("device", "There is no graphics adapter.");
-  const requiredLimits = {};
-  for (const name in adapter.limits) requiredLimits[name] = adapter.limits[name];
-  return adapter.requestDevice({ requiredFeatures: FEATURES.filter((name) => adapter.features.has(name)), requiredLimits });
-}
-
-class WebGpuSession {
+class WebGpuSession extends Session {
   #ort;
   #session;
+  #graphics;
   #device;
   #names;
   #kv;
   #k;
-  #fault = null; // What the device reported between two steps.
-  #lost; // Rejects when the device is lost.
   #buffers = {};
   #cache = []; // Tensors [1, kv_heads, context, head_dim], in the order of #names.
+  #branches = {}; // What the adapter in use feeds the graph, each a buffer of its own.
 
-  constructor({ ort, session, device, manifest, names, choice }) {
+  constructor({ ort, session, graphics, manifest, names, choice, adapters }) {
+    super({ ...choice, adapters, vocabulary: manifest.architecture.vocabulary });
     this.#ort = ort;
     this.#session = session;
-    this.#device = device;
+    this.#graphics = graphics;
+    this.#device = graphics.device;
     this.#names = names;
     this.#kv = manifest.kv;
     this.#k = manifest.top_k;
-    this.context = choice.context;
-    this.chunk = Math.min(choice.chunk, this.context);
-    this.length = 0;
-    this.runtime = choice.words;
-    this.#lost = device.lost.then(({ message }) => {
-      throw new Fault("device", `The graphics device was lost (${message || "no reason was given"}).`);
-    });
-    this.#lost.catch(() => {}); // Nobody may be stepping when it happens; the next step will see it.
-    device.addEventListener("uncapturederror", ({ error }) => {
-      const kind = error instanceof GPUOutOfMemoryError ? "memory" : "device";
-      this.#fault ??= new Fault(kind, `The graphics device reports: ${error.message}`);
-    });
   }
 
   /** Take the KV cache for the whole context, or for half of it, a quarter … where the device has not that much. */
@@ -108,6 +99,7 @@ class WebGpuSession {
     }
     this.#buffers = {
       ids: this.#buffer(8 * this.chunk),
+      places: this.#buffer(8 * this.chunk),
       positions: this.#buffer(8 * ASKED),
       last: this.#buffer(16),
       topIds: this.#buffer(8 * ASKED * this.#k),
@@ -120,23 +112,43 @@ class WebGpuSession {
 
   /**
    * Run the manifest's check: its prompt, prefilled at once, has to give the exporter's candidates, and so has its last
-   * token decoded once more. Where only the prefill of 32 and more tokens is wrong, the session keeps to short chunks:
-   * ORT 1.30's flash kernels build on the device's subgroup size and are wrong on some devices (SwiftShader is one: the
-   * attention of 32 tokens comes out as noise, that of 31 agrees with the CPU within 1e-5). It also compiles the
-   * shaders, which the first message would wait for otherwise. Throws WrongOutput.
+   * token decoded once more. A whole chunk, its prompt over and over, has to give what short ones give. Where only wider
+   * prefills are wrong, the session keeps to short chunks: ORT 1.30's flash kernels build on the device's subgroup size
+   * and are wrong on some devices (SwiftShader is one: the attention of 32 tokens comes out as noise, that of 31 agrees
+   * with the CPU within 1e-5). It also compiles the shaders, which the first message would wait for otherwise. Throws
+   * WrongOutput.
    */
   async check({ check, architecture }) {
     const known = check?.ids?.length > 0;
     const made = Array.from({ length: 2 * SHORT_CHUNK }, (_, i) => (i * 37 + 11) % architecture.vocabulary);
     const ids = Int32Array.from(known ? check.ids : made.slice(0, this.context));
-    const wanted = known ? { ids: check.candidates, logits: check.logits } : (await this.#twice(ids, SHORT_CHUNK))[0];
-    const right = async (chunk) => (await this.#twice(ids, chunk)).every((found) => alike(wanted, found));
+    const wanted = known ? { ids: check.candidates, logits: check.logits } : await this.#short(ids);
+    const right = (chunk) => this.#right(ids, chunk, wanted);
     const widest = Math.min(this.chunk, ids.length);
-    if (await right(widest)) return;
-    if (widest <= SHORT_CHUNK || !(await right(SHORT_CHUNK))) {
+    const passes = await right(widest);
+    if (passes && this.chunk <= Math.max(widest, SHORT_CHUNK)) return;
+    const whole = Int32Array.from({ length: this.chunk }, (_, i) => ids[i % ids.length]);
+    if (passes && (await this.#right(whole, this.chunk, await this.#short(whole)))) return;
+    if (widest <= SHORT_CHUNK ? !passes : !(await right(SHORT_CHUNK))) {
       throw new WrongOutput("device", "The graphics chip computes something else than this model's exporter did.");
     }
     this.chunk = SHORT_CHUNK;
+  }
+
+  /** The candidates after `ids` where no more than SHORT_CHUNK tokens are prefilled at once. */
+  async #short(ids) {
+    return (await this.#twice(ids, Math.min(SHORT_CHUNK, this.chunk)))[0];
+  }
+
+  /** Whether `ids`, prefilled by `chunk` tokens, give the candidates `wanted`, and their last one decoded gives them too. */
+  async #right(ids, chunk, wanted) {
+    try {
+      return (await this.#twice(ids, chunk)).every((found) => alike(wanted, found));
+    } catch (error) {
+      if (!(error instanceof WrongOutput)) throw error;
+      this.rewind(0); // Not even numbers.
+      return false;
+    }
   }
 
   /** The candidates after `ids`, prefilled so that the last chunk is a whole one, and then decoded: two of them. */
@@ -152,29 +164,16 @@ class WebGpuSession {
   }
 
   /**
-   * Append `ids` (Int32Array, 1 to `chunk`) to the KV cache. The candidates of the last `positions` tokens (at most 16),
-   * position after position: {ids: Int32Array, logits: Float32Array}, largest first. On an error the KV cache is as
-   * before, unless the device was lost.
+   * As every session's step. After a Fault memory or device the session is of no more use: ORT 1.30 keeps a failed run's
+   * tensors bound, and the next run would read those.
    */
-  async step(ids, positions = 1) {
-    const total = this.length + ids.length;
-    if (!this.#session) throw new Fault("internal", "The session is closed.");
-    if (total > this.context) throw new Fault("too_long", `${total} tokens do not fit into ${this.context}.`);
-    if (ids.length < 1 || ids.length > this.chunk) throw new Fault("internal", `A step of ${ids.length} tokens.`);
-    if (positions < 1 || positions > Math.min(ids.length, ASKED)) {
-      throw new Fault("internal", `Candidates for ${positions} of ${ids.length} positions were asked for.`);
-    }
-    const work = this.#run(ids, positions, total);
-    work.catch(() => {}); // Where the device is lost, ORT's own error comes later and says less.
-    let candidates;
-    try {
-      candidates = await Promise.race([work, this.#lost]);
-    } catch (error) {
-      throw this.#fault ?? asFault(error);
-    }
-    if (this.#fault) throw this.#fault;
-    this.length = total;
-    return candidates;
+  async compute(ids, positions, total) {
+    return this.#graphics.during(this.#run(ids, positions, total));
+  }
+
+  /** The processor may do better. */
+  get garbled() {
+    return new WrongOutput("device", "The graphics chip computes what is not a number.");
   }
 
   async #run(ids, positions, total) {
@@ -190,7 +189,14 @@ class WebGpuSession {
       seqlens_k: this.#tensor(buffers.last, "int32", [1]),
       // GroupQueryAttention reads this one on the CPU, to size its work.
       total_sequence_length: new this.#ort.Tensor("int32", Int32Array.of(total), []),
+      ...this.#branches,
     };
+    if (this.#session.inputNames.includes("position_ids")) {
+      queue.writeBuffer(buffers.places, 0, BigInt64Array.from(ids, (_, i) => BigInt(this.length + i)));
+      feeds.position_ids = this.#tensor(buffers.places, "int64", [1, ids.length]);
+      // Slice reads this one on the CPU.
+      feeds.past_sequence_length = new this.#ort.Tensor("int64", BigInt64Array.of(BigInt(this.length)), [1]);
+    }
     const fetches = {
       topk_ids: this.#tensor(buffers.topIds, "int64", [1, positions, this.#k]),
       topk_logits: this.#tensor(buffers.topLogits, "float32", [1, positions, this.#k]),
@@ -230,20 +236,30 @@ class WebGpuSession {
     return this.#ort.Tensor.fromGpuBuffer(buffer, { dataType, dims });
   }
 
-  /** Forget all but the first `length` tokens; what lies behind them is never read and is written over. */
-  rewind(length) {
-    if (!(length >= 0 && length <= this.length)) {
-      throw new Fault("internal", `Cannot rewind ${this.length} tokens to ${length}.`);
+  adapt(tensors) {
+    for (const tensor of Object.values(this.#branches)) tensor.gpuBuffer.destroy();
+    this.#branches = {};
+    for (const { name, dims, values } of branchFeeds(this.#session, tensors)) {
+      const buffer = this.#buffer(values.byteLength);
+      this.#device.queue.writeBuffer(buffer, 0, values);
+      this.#branches[name] = this.#tensor(buffer, "float32", dims);
     }
-    this.length = length;
   }
 
-  /** Give everything back, the device itself included. */
+  /** Give everything back, the device included. */
   async close() {
+    super.close();
     const session = this.#session;
+    if (!session) return;
     this.#session = null;
-    await session?.release();
-    this.#device.destroy();
+    try {
+      await session.release();
+    } finally {
+      const tensors = [...this.#cache, ...Object.values(this.#branches)];
+      const buffers = [...Object.values(this.#buffers), ...tensors.map(({ gpuBuffer }) => gpuBuffer)];
+      for (const buffer of buffers) buffer.destroy();
+      this.#graphics.giveBack();
+    }
   }
 }
 

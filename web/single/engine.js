@@ -22,6 +22,13 @@ async function boot() {
   return pyodide.globals.get("start");
 }
 
+/** What the store would have chosen: the one model there is, by our own kernels. */
+async function choice() {
+  const { decide } = await handbillImport(`${SITE}decide.js`);
+  const site = await (await fetch(`${SITE}site.json`)).json();
+  return (await decide(site, { model: "", runtime: "cpu" }, SITE)).chosen;
+}
+
 const started = boot();
 
 onmessage = async ({ data }) => {
@@ -29,9 +36,11 @@ onmessage = async ({ data }) => {
   else if (data.channel) hear(data.channel, data.data);
   else if (data.start) {
     const store = new Channel(data.start);
-    store.onmessage = ({ data: text }) => {
+    const chosen = choice();
+    store.onmessage = async ({ data: text }) => {
       if (JSON.parse(text).kind !== "waiting") return;
-      store.postMessage(JSON.stringify({ kind: "stored", slug: "", where: "inside" }));
+      store.postMessage(JSON.stringify(await chosen));
+      store.postMessage(JSON.stringify({ kind: "stored", slug: (await chosen).slug, where: "inside", why: "" }));
     };
     await (await started)(data.start);
   }

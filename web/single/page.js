@@ -2,36 +2,42 @@
 // Inlined into the .html by build/single.py, after files.js and before the files.
 
 globalThis.single = (() => {
+  const REPORT_EVERY_MS = 200; // MicroPython draws each.
   const files = new Files();
-  const names = [];
+  const names = new Set();
   const own = [];
   let done = 0;
+  let told = -Infinity;
   let whole = false;
 
   function fromBase64(text) {
     return Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
   }
 
-  /** Take the file in the element before this script. `data-reader` says who needs it: page, engine or both. */
+  /** Take the piece of a file in the element before this script. `data-reader` says who needs it: page, engine or both. */
   function take() {
     const script = document.currentScript;
     const element = script.previousElementSibling;
-    const { name, gzip, at, total, reader } = element.dataset;
-    const piece = { name, gzip: gzip !== undefined, at: Number(at ?? 0), total: Number(total ?? 0) };
+    const { name, total, unpacked, reader } = element.dataset;
+    const piece = { name, total: Number(total), unpacked: unpacked && Number(unpacked) };
     const bytes = fromBase64(element.textContent);
+    element.firstChild.data = ""; // The browser collects removed nodes late, and with them their text.
     element.remove();
     script.remove();
+    if (unpacked === undefined) tell(bytes.length);
     if (reader !== "engine") {
-      names.push(name);
+      names.add(name);
       own.push(files.take({ ...piece, bytes: bytes.slice() }));
     }
-    if (total) tell(bytes.length);
     if (reader !== "page") worker.postMessage({ ...piece, bytes }, [bytes.buffer]);
   }
 
-  /** Say on the page's channel that `bytes` more of the weights are here. */
+  /** Say on the page's channel, five times a second, that `bytes` more of the weights are here. */
   function tell(bytes) {
     done += bytes;
+    const now = performance.now();
+    if (now - told < REPORT_EVERY_MS && done < weights) return;
+    told = now;
     const message = { kind: "progress", stage: "open", done, total: weights, unit: "bytes", rate: null, seconds_left: null };
     if (globalThis.handbill) hear(handbill.channel, JSON.stringify(message));
   }
@@ -42,7 +48,7 @@ globalThis.single = (() => {
     const original = globalThis.fetch;
     globalThis.fetch = (address, options) => files.fetch(address, original, options);
     const imports = {};
-    for (const name of names.filter((each) => /\.m?js$/.test(each))) {
+    for (const name of [...names].filter((each) => /\.m?js$/.test(each))) {
       const text = new Blob([await files.read(name)], { type: "text/javascript" });
       imports[`handbill/${name}`] = imports[`./${name}`] = imports[`${SITE}${name}`] = URL.createObjectURL(text);
     }

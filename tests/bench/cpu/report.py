@@ -1,7 +1,8 @@
 """The bench's figures as words: python tests/bench/cpu/report.py.
 
-Makes results/cpu.md and cpu.svg out of cpu.json and fidelity.json, and the block of README.md between MARKS out of
-cpu.json, tab.json and export.json; tests/test_readme.py holds both to the committed figures.
+Makes results/cpu.md and cpu.svg out of cpu.json, fidelity.json, tab.json and drafts.json, the same of every other model
+there are speeds of, and the block of README.md between MARKS out of the files QUOTED; tests/test_readme.py holds all to
+the committed figures.
 """
 
 from __future__ import annotations
@@ -15,9 +16,19 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 README = RESULTS.parents[2] / "README.md"
 MARKS = "<!-- measured -->\n", "<!-- /measured -->\n"
-NATIVE, OURS, PLAIN, TWO = "native onnxruntime", "ours", "ours, plain SIMD", "ours, two threads"
-PEERS = Q8, WLLAMA = "transformers.js q8", "wllama Q4_1"
+NATIVE, OURS, TWO = "native onnxruntime", "ours", "ours, two threads"
+Q8, WLLAMA = "transformers.js q8", "wllama"
+DEFAULT = "smollm2-135m"
+"""The model whose figures have no name behind theirs."""
+QUOTED = "cpu", "fidelity", "tab", "export"
+"""The files that README.md quotes, in the order of `readme`'s parameters."""
+
 Result = dict[str, Any]
+
+
+def named(figures: str, model: str) -> str:
+    """The name of ``model``'s file of ``figures``, without its ending."""
+    return figures if model == DEFAULT else f"{figures}-{model}"
 
 
 def rounded(value: Any) -> Any:
@@ -34,86 +45,120 @@ def median(result: Result, task: str, runtime: str, field: str, stop: int = -1) 
     return statistics.median(points[stop][field] for points in result["figures"][task][runtime])
 
 
+def peers(result: Result) -> list[str]:
+    """The browser's other runtimes that took part; wllama is the last."""
+    return [name for name in result["figures"]["decode"] if name.startswith((Q8, WLLAMA))]
+
+
 def speed(result: Result, task: str, runtime: str, stop: int = -1) -> float:
     """Tokens per second of decoding."""
     return 1000 / median(result, task, runtime, "milliseconds", stop)
 
 
-def agreement(result: Result, runtime: str) -> str:
-    """How many decoded tokens are those that native onnxruntime answered, up to the first that is not."""
-    same = total = 0
-    figures = result["figures"]["decode"]
-    for (point,), (wanted,) in zip(figures[runtime], figures[NATIVE], strict=True):
-        pairs = list(zip(point["output"], wanted["output"], strict=False))
-        total += len(wanted["output"])
-        same += next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-    return f"{same} of {total}" if any(point["output"] for (point,) in figures[runtime]) else "not asked"
-
-
-def markdown(result: Result, fidelity: Result) -> str:
-    """The whole report of the speeds in cpu.json and the faithfulness in fidelity.json."""
+def markdown(result: Result, name: str, fidelity: Result | None, tab: Result | None, drafts: Result | None) -> str:
+    """The whole report of the speeds in ``result``, and of what else was taken; ``name``.svg is its plot."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    load = result["load"]
-    rounds = {name: [len(figures[name]) for figures in result["figures"].values() if name in figures] for name in PEERS}
+    load, figures, others = result["load"], result["figures"], peers(result)
+    rounds = len(figures["decode"][OURS])
     lines = [
-        "# SmolLM2-135M-Instruct on the CPU",
+        f"# {result['model']} on the CPU",
         "",
         f"{result['machine']}, {result['date']}, {result['minutes']} minutes, one run with everybody interleaved; one "
         f"thread where nothing else is said. Load average {load['start']} at the start (before anything was opened), "
         f"{load['end']} at the end. {versions}.",
         "",
-        f"Medians of {len(result['figures']['decode'][OURS])} rounds; wllama's 518-token prompt "
-        f"{rounds[WLLAMA][1]} rounds, native onnxruntime against context "
-        f"{len(result['figures']['context'][NATIVE])}. Native onnxruntime runs our graph in CPython at accuracy_level "
-        "4; transformers.js runs dynamic int8 of the same checkpoint on WASM; wllama runs the GGUF that the export is "
-        "made from.",
+        f"Medians of {rounds} rounds; wllama's 518-token prompt {len(figures['prompt'][others[-1]])} rounds, native "
+        f"onnxruntime against context {len(figures['context'][NATIVE])}. Native onnxruntime runs our graph in CPython "
+        "at accuracy_level 4; transformers.js runs dynamic int8 of the same checkpoint on WASM; wllama runs the GGUF "
+        "that the export is made from.",
         "",
-        "| runtime | decode after 50 tokens, tokens/s | 518-token prompt, s | spread of rounds (decode; prompt) | "
-        "greedy tokens as native's |",
-        "|---|---|---|---|---|",
+        "| runtime | decode after 50 tokens, tokens/s | 518-token prompt, s | spread of rounds (decode; prompt) |",
+        "|---|---|---|---|",
     ]
-    for name in (NATIVE, OURS, PLAIN, TWO, *PEERS):
+    for runtime in (NATIVE, OURS, TWO, *others):
         spread = "; ".join(
             f"{1000 / max(values):.1f}–{1000 / min(values):.1f}"
             if field == "milliseconds"
             else f"{min(values):.2f}–{max(values):.2f}"
             for task, field in (("decode", "milliseconds"), ("prompt", "seconds"))
-            for values in [[points[0][field] for points in result["figures"][task][name]]]
+            for values in [[points[0][field] for points in figures[task][runtime]]]
         )
         lines.append(
-            f"| {name} | {speed(result, 'decode', name):.1f} | {median(result, 'prompt', name, 'seconds'):.2f} | "
-            f"{spread} | {agreement(result, name)} |"
+            f"| {runtime} | {speed(result, 'decode', runtime):.1f} | "
+            f"{median(result, 'prompt', runtime, 'seconds'):.2f} | {spread} |"
         )
     lines += ["", "| ours, in ratios | measured |", "|---|---|"]
     lines += [f"| {words} | {value} |" for words, value in ratios(result).items()]
-    lines += [
-        "",
-        "No kernel uses an 8-bit dot product, so that CPUs without VNNI lose nothing.",
-        "",
+    lines += ["", "No kernel uses relaxed SIMD or an 8-bit dot product: every browser and CPU runs the same."]
+    if tab:
+        lines += ["", *visited(tab)]
+    if drafts:
+        lines += ["", *drafted(drafts)]
+    if fidelity:
+        lines += ["", *faithful(fidelity)]
+    plotted = "Speed against context length, against peers" + (" and against perplexity" if fidelity else "")
+    lines += ["", f"![{plotted}]({name}.svg)", ""]
+    return "\n".join(lines)
+
+
+def faithful(fidelity: Result) -> list[str]:
+    """Who predicts what the checkpoint predicts."""
+    return [
         f"Faithfulness on {fidelity['positions']:,} positions of a text that nothing was tuned on (heldout.txt), "
         f"against the checkpoint in float32, whose perplexity there is {fidelity['perplexity']:.2f}; ours "
         f"in Chromium {fidelity['chromium']}, the others natively (wllama was not asked):",
         "",
         "| runtime | same likeliest token | perplexity / float32 |",
         "|---|---|---|",
+        *(f"| {name} | {each['likeliest']:.2%} | {each['ratio']:.4f} |" for name, each in fidelity["runtimes"].items()),
     ]
-    lines += [
-        f"| {name} | {each['likeliest']:.2%} | {each['ratio']:.4f} |" for name, each in fidelity["runtimes"].items()
+
+
+def visited(tab: Result) -> list[str]:
+    """A visit with the model stored, and what the first one cost."""
+    times = [statistics.median(tab[f"{name}_seconds"]) for name in ("ready", "first_token")]
+    sizes = tab["tab_megabytes"] / tab["model_megabytes"], tab["rested_megabytes"] / tab["model_megabytes"]
+    weights = tab["model_megabytes"]
+    sizes = [tab[f"{name}_megabytes"] / weights for name in ("tab", "rested")]
+    text = (
+        f"A visit to the page with the model stored ({tab['runtime']}; medians of {len(tab['ready_seconds'])}, load "
+        f"{tab['load_at_start']}): ready {times[0]:.2f} s after navigation, first token after {times[1]:.2f} s. The "
+        f"tab takes {tab['tab_megabytes']:.0f} MB beyond an empty one when the answer ends, {sizes[0]:.2f} times the "
+        f"weights' {weights:.1f} MB, and {tab['rested_megabytes']:.0f} MB ({sizes[1]:.2f} times) once it has rested. "
+        f"The first visit was sent {tab['first_visit_sent_bytes'] / 1e6:.1f} MB, later ones "
+        f"{tab['later_visits_sent_bytes']:,} bytes."
+    )
+    return [text]
+
+
+def drafted(drafts: Result) -> list[str]:
+    """What prompt lookup brings."""
+    found = drafts["tokens_per_second"]
+    return [
+        "Prompt lookup in the page, greedy answers (the same ones with and without), medians of "
+        f"{min(len(each['without']) for each in found.values())} rounds in turn:",
+        "",
+        "| an answer that | tokens/s with drafts | without | ratio |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {statistics.median(each['with drafts']):.1f} | {statistics.median(each['without']):.1f} "
+            f"| {drafts['ratio'][name]:.2f} |"
+            for name, each in found.items()
+        ),
     ]
-    lines += ["", "![Speed against context length, against peers and against perplexity](cpu.svg)", ""]
-    return "\n".join(lines)
 
 
 def ratios(result: Result) -> dict[str, str]:
     """What the figures say, relative to peers and to each other."""
     ours, prompt = speed(result, "decode", OURS), median(result, "prompt", OURS, "seconds")
-    prompts = {name: median(result, "prompt", name, "seconds") for name in (NATIVE, PLAIN, TWO, *PEERS)}
+    others = peers(result)
+    prompts = {name: median(result, "prompt", name, "seconds") for name in (NATIVE, TWO, *others)}
     speeds = {name: speed(result, "decode", name) for name in prompts}
-    best, first = max(PEERS, key=lambda name: speeds[name]), min(PEERS, key=lambda name: prompts[name])
+    best, first = max(others, key=lambda name: speeds[name]), min(others, key=lambda name: prompts[name])
     turn = median(result, "second turn", OURS, "seconds") / median(result, "cold turn", OURS, "seconds")
-    return {
+    found = {
         f"decode / best browser peer ({best})": f"{ours / speeds[best]:.2f}",
-        "decode / wllama": f"{ours / speeds[WLLAMA]:.2f}",
+        "decode / wllama": f"{ours / speeds[others[-1]]:.2f}",
         "decode / native onnxruntime": f"{ours / speeds[NATIVE]:.2f}",
         f"prompt / best browser peer ({first}), seconds": f"{prompt / prompts[first]:.3f}",
         "prompt / native onnxruntime, seconds": f"{prompt / prompts[NATIVE]:.2f}",
@@ -121,25 +166,38 @@ def ratios(result: Result) -> dict[str, str]:
         "decode at 4,096 tokens / at 100": f"{speed(result, 'context', OURS) / speed(result, 'context', OURS, 0):.2f}",
         "two threads / one, decode": f"{speeds[TWO] / ours:.2f}",
         "two threads / one, prompt": f"{prompt / prompts[TWO]:.2f}",
-        "plain / relaxed SIMD, decode": f"{speeds[PLAIN] / ours:.2f}",
-        "plain / relaxed SIMD, prompt": f"{prompt / prompts[PLAIN]:.2f}",
     }
+    if "peak" in result:
+        peaks = [statistics.median(result["peak"][name]) for name in ("one thread", "two threads")]
+        least, work = result["products"] / peaks[0] / 1e9, result["products"] / 1e9
+        found |= {
+            "a loop of i32x4.dot_i16x8_s alone (peak.c), two threads / one": f"{peaks[1] / peaks[0]:.2f}",
+            f"prompt, as that loop would do it ({work:.1f} G products at {peaks[0]:.1f} G/s) / reached": (
+                f"{least:.2f} s / {prompt:.2f} s = {least / prompt:.2f}"
+            ),
+            f"prompt, as that loop would do it / best browser peer ({first}), seconds": f"{least / prompts[first]:.3f}",
+        }
+    return found
 
 
-def readme(result: Result, tab: Result, export: Result) -> str:
-    """What README.md says of speed, memory and the export."""
+def readme(result: Result, fidelity: Result, tab: Result, export: Result) -> str:
+    """What README.md says of speed, faithfulness, memory and the export."""
     npm = result["versions"]
-    names = [OURS, Q8, WLLAMA, NATIVE]
+    others = peers(result)
+    names = [OURS, *others, NATIVE]
     speeds = {name: speed(result, "decode", name) for name in names}
     prompts = {name: median(result, "prompt", name, "seconds") for name in names}
     turns = [median(result, task, OURS, "seconds") for task in ("second turn", "cold turn")]
     long = [speed(result, "context", OURS, stop) for stop in (-1, 0)]
-    faster = [f"{speeds[name]:.1f} ({speeds[OURS] / speeds[name]:.1f}× slower)" for name in PEERS]
-    sooner = [f"{prompts[name]:.1f} s ({prompts[name] / prompts[OURS]:.1f}× longer)" for name in PEERS]
+    faster = [f"{speeds[name]:.1f} ({speeds[OURS] / speeds[name]:.1f}× slower)" for name in others]
+    sooner = [f"{prompts[name]:.1f} s ({prompts[name] / prompts[OURS]:.1f}× longer)" for name in others]
     two = speed(result, "decode", TWO) / speeds[OURS]
+    asked = [fidelity["runtimes"].get(name) for name in names]
+    likeliest = [f"{each['likeliest']:.2%}" if each else "not asked" for each in asked]
+    perplexity = [f"{each['ratio']:.4f}" if each else "not asked" for each in asked]
     visit = statistics.median(tab["first_token_seconds"])
     lines = [
-        f"SmolLM2-135M-Instruct on one thread of a {result['machine']}, everybody interleaved in one run, medians of "
+        f"{result['model']} on one thread of a {result['machine']}, everybody interleaved in one run, medians of "
         f"{len(result['figures']['decode'][OURS])} rounds:",
         "",
         f"| | Handbill in Chromium | transformers.js {npm['@huggingface/transformers']}, int8 "
@@ -149,6 +207,8 @@ def readme(result: Result, tab: Result, export: Result) -> str:
         f"| tokens/s after 50 tokens | {speeds[OURS]:.1f} | {' | '.join(faster)} | {speeds[NATIVE]:.1f} |",
         f"| first token of a 518-token prompt | {prompts[OURS]:.1f} s | {' | '.join(sooner)} "
         f"| {prompts[NATIVE]:.1f} s |",
+        f"| same likeliest token as in float32 | {' | '.join(likeliest)} |",
+        f"| perplexity / float32's | {' | '.join(perplexity)} |",
         "",
         f"- At 4,096 tokens of context Handbill decodes {long[0]:.1f} tokens/s, "
         f"{long[0] / long[1]:.2f} of what it does at 100 in the same run.",
@@ -170,7 +230,7 @@ def _wrap(line: str) -> str:
     return textwrap.fill(line, 120, subsequent_indent="  " if line.startswith("-") else "", break_on_hyphens=False)
 
 
-def plot(result: Result, fidelity: Result, path: Path) -> None:
+def plot(result: Result, fidelity: Result | None, path: Path) -> None:
     """Speed against context length, bars against peers, and speed against perplexity with a model's bytes as area."""
     import matplotlib
 
@@ -180,7 +240,9 @@ def plot(result: Result, fidelity: Result, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, ((left, faithful), (middle, right)) = pyplot.subplots(2, 2, figsize=(9, 7), layout="constrained")
-    colours = {OURS: "#0b6e4f", NATIVE: "#8a8f98", Q8: "#c58b2a", WLLAMA: "#b4553a"}
+    others = peers(result)
+    colours = {OURS: "#0b6e4f", NATIVE: "#8a8f98"}
+    colours |= dict(zip(others, ["#c58b2a", "#b4553a"][-len(others) :], strict=True))
     for name in (OURS, NATIVE):
         points = result["figures"]["context"][name][0]
         values = [speed(result, "context", name, stop) for stop in range(len(points))]
@@ -196,13 +258,14 @@ def plot(result: Result, fidelity: Result, path: Path) -> None:
         axes.set(title=title)
         axes.invert_yaxis()
         axes.margins(x=0.15)
-    for name, each in fidelity["runtimes"].items():
+    for name, each in (fidelity["runtimes"] if fidelity else {}).items():
         if name in colours:
             place = (each["ratio"], speed(result, "decode", name))
             faithful.scatter(*place, s=each["bytes"] / 4e5, color=colours[name], alpha=0.6)
             faithful.annotate(f"{name}, {each['bytes'] / 1e6:.0f} MB", place, ha="center", va="bottom", fontsize=8)
     faithful.set(title="Decode against perplexity", xlabel="perplexity / float32", ylabel="tokens/s", ylim=(0, None))
     faithful.margins(x=0.3, y=0.3)
+    faithful.set_visible(fidelity is not None)
     for axes in (left, faithful, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
@@ -214,14 +277,23 @@ def load(folder: Path, name: str) -> Result:
     return result
 
 
-def write(folder: Path = RESULTS) -> None:
-    """cpu.md and cpu.svg beside ``folder``'s cpu.json; the table is printed too."""
-    result = load(folder, "cpu")
-    fidelity = load(RESULTS, "fidelity")
-    text = markdown(result, fidelity)
-    (folder / "cpu.md").write_text(text, "utf-8")
+def taken(figures: str, name: str) -> Result | None:
+    """The ``figures`` of the model whose speeds are called ``name``; None where they were not taken."""
+    path = RESULTS / f"{name.replace('cpu', figures, 1)}.json"
+    return load(RESULTS, path.stem) if path.is_file() else None
+
+
+def reported(name: str, folder: Path = RESULTS) -> str:
+    """The words of ``folder``'s figures ``name``."""
+    return markdown(load(folder, name), name, *(taken(figures, name) for figures in ("fidelity", "tab", "drafts")))
+
+
+def write(folder: Path = RESULTS, name: str = "cpu") -> None:
+    """``name``.md and ``name``.svg beside ``folder``'s ``name``.json; the table is printed too."""
+    text = reported(name, folder)
+    (folder / f"{name}.md").write_text(text, "utf-8")
     print(text)
-    plot(result, fidelity, folder / "cpu.svg")
+    plot(load(folder, name), taken("fidelity", name), folder / f"{name}.svg")
 
 
 def write_readme() -> None:
@@ -229,10 +301,11 @@ def write_readme() -> None:
     before, _, rest = README.read_text("utf-8").partition(MARKS[0])
     _, mark, after = rest.partition(MARKS[1])
     assert mark, f"README.md has no {MARKS[0].strip()} … {MARKS[1].strip()}"
-    block = readme(load(RESULTS, "cpu"), load(RESULTS, "tab"), load(RESULTS, "export"))
+    block = readme(*(load(RESULTS, name) for name in QUOTED))
     README.write_text(f"{before}{MARKS[0]}{block}\n{MARKS[1]}{after}", "utf-8")
 
 
 if __name__ == "__main__":
-    write()
+    for path in sorted(RESULTS.glob("cpu*.json")):
+        write(name=path.stem)
     write_readme()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import re
 import statistics
 import sys
 import tempfile
@@ -26,12 +27,14 @@ ROOT = Path(__file__).resolve().parents[3]
 PEERS = ROOT / "tests" / "bench" / "peers" / "node_modules"
 sys.path[:0] = [str(ROOT), str(ROOT / "build"), str(ROOT / "web")]
 
+import bound  # noqa: E402
 import q8  # noqa: E402
 
 import kernels  # noqa: E402
 from exporter import fetch, graph, recipes  # noqa: E402
 
 MODEL = ROOT / "models" / q8.MODEL
+"""The model that every peer runs. Others have no int8 of transformers.js here."""
 Point = dict[str, Any]
 Run = Callable[[list[int], list[int], int], list[Point]]
 
@@ -56,13 +59,16 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def serve() -> str:
-    """Serve everything that the browser needs; the address, without a slash at its end."""
-    package = recipes.find(q8.MODEL).package
+def serve(model: Path = MODEL) -> str:
+    """Serve everything that the browser needs for ``model``; the address, without a slash at its end."""
+    package = recipes.find(model.name).package
+    assert package, f"{model.name} has no GGUF on the package registry"
     built = ROOT / ".cache" / "kernels-site" / "kernels"
     kernels.build(built, ROOT / ".cache" / "kernels")
+    bound.build(ROOT / ".cache" / "bench" / "peak")
     Handler.folders = {
-        "model": MODEL,
+        "peak": ROOT / ".cache" / "bench" / "peak",
+        "model": model,
         "bench": Path(__file__).parent,
         "kernels": built,
         "peers": PEERS,
@@ -74,24 +80,24 @@ def serve() -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def native_session() -> onnxruntime.InferenceSession:
+def native_session(model: Path = MODEL) -> onnxruntime.InferenceSession:
     """Native onnxruntime on one thread at accuracy_level 4 (int8 activations).
 
     On the graph that it runs fastest: float zero points, in the other one, have no fast path there.
     """
-    manifest = json.loads((MODEL / "manifest.json").read_text())
-    proto = graph.load(MODEL / manifest["graphs"]["webgpu"])
+    manifest = json.loads((model / "manifest.json").read_text())
+    proto = graph.load(model / manifest["graphs"]["webgpu"])
     graph.set_accuracy_level(proto, 4)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    with tempfile.NamedTemporaryFile(dir=MODEL, suffix=".onnx") as file:
+    with tempfile.NamedTemporaryFile(dir=model, suffix=".onnx") as file:
         onnx.save(proto, file.name)
         return onnxruntime.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
 
 
-def native() -> Run:
+def native(model: Path = MODEL) -> Run:
     """``native_session`` as a runtime, in this process."""
-    session = native_session()
+    session = native_session(model)
     shapes = {value.name: value.shape for value in session.get_inputs() if value.name.startswith("past")}
     empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
     outputs = ["topk_ids", *(name.replace("past_key_values", "present") for name in shapes)]
@@ -125,7 +131,9 @@ def native() -> Run:
     return run
 
 
-def ours(page: Page, address: str, choice: dict[str, Any]) -> tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]:
+def ours(
+    page: Page, address: str, choice: dict[str, Any], model: Path = MODEL
+) -> tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]:
     """worker.js in ``page``: a function that sends it a message and waits; what it says of the session comes second."""
     page.goto(f"{address}/bench/blank.html")
     page.evaluate("() => { self.worker = new Worker('/bench/worker.js', {type: 'module'}) }")
@@ -143,22 +151,22 @@ def ours(page: Page, address: str, choice: dict[str, Any]) -> tuple[Callable[[di
             raise SystemExit(f"{answer['fault']}: {answer['detail']}")
         return answer
 
-    manifest = json.loads((MODEL / "manifest.json").read_text())
+    manifest = json.loads((model / "manifest.json").read_text())
     return ask, ask({"open": {"manifest": manifest, "base": f"{address}/", "choice": choice}})
 
 
-def timed(page: Page, address: str, choice: dict[str, Any]) -> tuple[Run, dict[str, Any]]:
+def timed(page: Page, address: str, choice: dict[str, Any], model: Path) -> tuple[Run, dict[str, Any]]:
     """``ours`` as a runtime."""
-    ask, opened = ours(page, address, choice)
+    ask, opened = ours(page, address, choice, model)
     return lambda ids, stops, tokens: ask({"prompt": ids, "stops": stops, "tokens": tokens}), opened
 
 
-def peer(page: Page, address: str, script: str) -> tuple[Run, dict[str, Any]]:
+def peer(page: Page, address: str, script: str, model: Path) -> tuple[Run, dict[str, Any]]:
     """A peer's ``script`` (its begin and run) in ``page``."""
     page.goto(f"{address}/bench/blank.html")
     page.evaluate("async (script) => { self.peer = await import(`/bench/${script}`) }", script)
     opened: dict[str, Any] = page.evaluate("() => self.peer.begin()")
-    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
 
     def run(ids: list[int], stops: list[int], tokens: int) -> list[Point]:
         (at,) = stops
@@ -169,13 +177,19 @@ def peer(page: Page, address: str, script: str) -> tuple[Run, dict[str, Any]]:
     return run, opened
 
 
-def in_browser(browser: Browser, address: str) -> dict[str, tuple[Run, dict[str, Any]]]:
-    """Every runtime in ``browser``, opened, by name."""
-    choices = {
-        "ours": {"build": "relaxed", "threads": 1},
-        "ours, plain SIMD": {"build": "plain", "threads": 1},
-        "ours, two threads": {"build": "relaxed", "threads": 2},
-    }
-    found = {name: timed(browser.new_page(), address, choice) for name, choice in choices.items()}
-    scripts = {"transformers.js q8": "transformers.js", "wllama Q4_1": "wllama.js"}
-    return found | {name: peer(browser.new_page(), address, script) for name, script in scripts.items()}
+def file_type(model: Path) -> str:
+    """What the GGUF behind ``model`` says of itself in its name, such as Q4_1."""
+    package = recipes.find(model.name).package
+    found = package and re.search(r"q\d_\w+", Path(package.member).stem, re.IGNORECASE)
+    assert found, f"{model.name} has no GGUF on the package registry"
+    return found[0].upper()
+
+
+def in_browser(browser: Browser, address: str, model: Path) -> dict[str, tuple[Run, dict[str, Any]]]:
+    """Every runtime of ``model`` in ``browser``, opened, by name."""
+    choices = {"ours": {"threads": 1}, "ours, two threads": {"threads": 2}}
+    found = {name: timed(browser.new_page(), address, choice, model) for name, choice in choices.items()}
+    scripts = {f"wllama {file_type(model)}": "wllama.js"}
+    if model == MODEL:
+        scripts = {"transformers.js q8": "transformers.js"} | scripts
+    return found | {name: peer(browser.new_page(), address, script, model) for name, script in scripts.items()}
