@@ -101,6 +101,7 @@ int attention_spans(const Attention *a, int tokens, int position) {
  * group, counted on through the tokens. */
 typedef struct {
   int kv_head, first, rows, group, position;
+  int single;           /* the step has one token: what is read of the cache is read once, so it is asked for in good time */
   float *scores;        /* [TILE][SPAN] */
   int16_t *packed;      /* probabilities, [SPAN / 2][rows][2] */
   float *packed_scale;  /* [SPAN / BLOCK][TILE] */
@@ -116,7 +117,8 @@ INLINE int head_of(const Tile *t, int m) { return t->kv_head * t->group + (t->fi
 static Tile open_tile(const Cache *c, const Rotary *rotary, const Attention *a, Rows queries, int tokens, int position,
                       int number, uint8_t *scratch) {
   int group = a->heads / c->kv_heads, all = group * tokens, tiles = (all + TILE - 1) / TILE, dim = c->head_dim;
-  Tile t = {.kv_head = number / tiles, .first = number % tiles * TILE, .group = group, .position = position};
+  Tile t = {.kv_head = number / tiles, .first = number % tiles * TILE, .group = group, .position = position,
+            .single = tokens == 1};
   t.rows = all - t.first < TILE ? all - t.first : TILE;
   t.scores = (float *)scratch;
   t.packed_scale = t.scores + TILE * SPAN;
@@ -146,6 +148,7 @@ INLINE void score(const Cache *c, const Tile *t, int from, int to, const int row
   int dim = c->head_dim;
   const float *scale = c->key_scale + t->kv_head * SPAN;
   for (int at = from; at < to; at += PANEL) {
+    if (t->single && at + 2 * PANEL <= to) touch(c->keys + (t->kv_head * SPAN + at + PANEL) * dim, PANEL * dim * 2);
     vec d[TILE][2], s0 = load(scale + at), s1 = load(scale + at + 4);
     UNROLL for (int m = 0; m < rows; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
     dot_pairs(c->keys + (t->kv_head * SPAN + at) * dim, t->query, dim / 2, rows, rows, d);
@@ -159,12 +162,14 @@ INLINE void score(const Cache *c, const Tile *t, int from, int to, const int row
 
 /* part[m] = the values of positions [from, to) of a span `c`, multiples of BLOCK, weighted by the packed probabilities. */
 INLINE void weigh(const Cache *c, const Tile *t, int from, int to, const int rows) {
-  int dim = c->head_dim;
+  int dim = c->head_dim, blocks = (to - from) / BLOCK;
   for (int dims = 0; dims < dim; dims += PANEL) {
     const int16_t *v = c->values + ((t->kv_head * (dim / PANEL) + dims / PANEL) * SPAN + from) * PANEL;
     vec x[TILE][2];
     UNROLL for (int m = 0; m < rows; m++) x[m][0] = x[m][1] = f_splat(0.f);
-    for (int b = 0; b < (to - from) / BLOCK; b++) {
+    int more = dims + PANEL < dim; /* behind this panel lies another, which may be asked for too */
+    for (int b = 0; b < blocks; b++) {
+      if (t->single && b % 2 == 0 && (more || b + 4 <= blocks)) touch(v + (b + 2) * BLOCK * PANEL, 4 * BLOCK * PANEL);
       vec d[TILE][2];
       UNROLL for (int m = 0; m < rows; m++) d[m][0] = d[m][1] = wasm_i32x4_splat(0);
       dot_pairs(v + b * BLOCK * PANEL, t->packed + b * BLOCK * rows, BLOCK / 2, rows, rows, d);

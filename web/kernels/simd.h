@@ -42,7 +42,8 @@ INLINE float f_top(vec v) {
  * further down the results of a softmax turn into denormals, which made attention two to six times as slow. */
 INLINE vec f_exp(vec x) {
   x = wasm_f32x4_pmin(wasm_f32x4_pmax(x, f_splat(-60.f)), f_splat(88.f));
-  vec n = wasm_f32x4_nearest(wasm_f32x4_mul(x, f_splat(1.44269504f)));
+  vec magic = f_splat(12582912.f); /* 1.5 * 2^23: added, it leaves the nearest integer in a float's last bits */
+  vec shifted = wasm_f32x4_add(wasm_f32x4_mul(x, f_splat(1.44269504f)), magic), n = wasm_f32x4_sub(shifted, magic);
   vec r = f_madd(n, f_splat(-0.693359375f), x);
   r = f_madd(n, f_splat(2.12194440e-4f), r);
   vec y = f_splat(1.9875691500e-4f);
@@ -52,7 +53,7 @@ INLINE vec f_exp(vec x) {
   y = f_madd(y, r, f_splat(1.6666665459e-1f));
   y = f_madd(y, r, f_splat(5.0000001201e-1f));
   y = f_madd(y, wasm_f32x4_mul(r, r), wasm_f32x4_add(r, f_splat(1.f)));
-  vec power = wasm_i32x4_shl(wasm_i32x4_add(wasm_i32x4_trunc_sat_f32x4(n), wasm_i32x4_splat(127)), 23);
+  vec power = wasm_i32x4_shl(wasm_i32x4_add(shifted, wasm_i32x4_splat(127)), 23); /* magic's own bits go out above */
   return wasm_f32x4_mul(y, power);
 }
 
@@ -99,4 +100,11 @@ INLINE uint16_t float_to_half(float x) {
 INLINE vec load_halves(const void *p) {
   vec bits = wasm_v128_and(wasm_i32x4_shl(wasm_i32x4_load16x4(p), 13), wasm_i32x4_splat((int32_t)0x8fffffff));
   return wasm_f32x4_mul(bits, f_splat(0x1p112f));
+}
+
+/* Ask for memory, a cache line of 64 bytes at a time. WebAssembly has no prefetch: the loads' values are not used, they
+ * only have to be on their way together. Otherwise, where the processor's own prefetching does not keep up, arithmetic
+ * fills its reorder buffer and eight lines or so are all that is waited for at once: 3.3 GB/s of a core that reads 12. */
+INLINE void touch(const void *from, int bytes) {
+  for (int i = 0; i < bytes; i += 64) (void)*((const volatile uint8_t *)from + i);
 }
