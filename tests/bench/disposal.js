@@ -5,7 +5,8 @@ import { open } from "/session.js";
 // Each file comes once: the inspector by which the browser is driven keeps what a renderer fetches, 0.23 MB a load.
 const kept = new Map();
 const { fetch } = self;
-self.fetch = async (address) => {
+self.fetch = async (asked) => {
+  const address = String(asked); // Or each URL would be another key.
   if (!kept.has(address)) {
     const response = await fetch(address);
     kept.set(address, { bytes: await response.arrayBuffer(), type: response.headers.get("Content-Type") });
