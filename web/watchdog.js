@@ -62,7 +62,7 @@ export function leave() {
 
 /**
  * Load the page anew if it is to be had: a browser's own error page would be a way out. Whether it is. By way of
- * fresh.html, it comes into a process of its own: a tab that is reloaded for weeks grows by 0.1 MB each time.
+ * fresh.html, it comes into a process of its own, and what the last visitor left in memory goes with the one before.
  */
 async function renew() {
   const attract = document.getElementById("attract");
