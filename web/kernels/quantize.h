@@ -2,11 +2,10 @@
 #pragma once
 #include "simd.h"
 
-/* Round(x * factor), to even at a half, as int32; |x * factor| < 2^22. Added to 1.5 * 2^23, a float's last bits are
- * that integer: three instructions where a saturating conversion takes six. */
+/* Round(x * factor), to even at a half, as int32; |x * factor| < 2^22. Three instructions where a saturating conversion
+ * takes six. */
 INLINE vec rounded(vec x, vec factor) {
-  vec magic = f_splat(12582912.f);
-  return wasm_i32x4_sub(wasm_f32x4_add(wasm_f32x4_mul(x, factor), magic), magic);
+  return wasm_i32x4_sub(f_madd(x, factor, f_splat(TO_INTEGER)), f_splat(TO_INTEGER));
 }
 
 /* 32 values to integers of at most `top`; i32 in q[8]. Returns the scale and adds the sum of the integers. */

@@ -2,16 +2,19 @@
 #include "quantize.h"
 #include "rows.h"
 
-/* x, or x + skip + bias in `kept` where there is a skip. */
-INLINE const float *with_skip(const float *x, const float *skip, const float *bias, float *kept, int width) {
+/* Row `r` of a norm's input from `start` on: of x, or of x + skip + bias, kept in `sum` or else in `out`. */
+INLINE const float *with_skip(Rows x, Rows skip, const float *bias, Rows sum, float *out, int width, int r, int start) {
+  const float *in = x.at + r * x.row_floats + start;
+  if (!skip.at) return in;
+  const float *other = skip.at + r * skip.row_floats + start;
+  float *kept = sum.at ? sum.at + r * sum.row_floats + start : out;
   int whole = width & ~3;
-  if (!skip) return x;
   for (int i = 0; i < whole; i += 4) {
-    vec v = wasm_f32x4_add(load(x + i), load(skip + i));
+    vec v = wasm_f32x4_add(load(in + i), load(other + i));
     if (bias) v = wasm_f32x4_add(v, load(bias + i));
     store(kept + i, v);
   }
-  for (int i = whole; i < width; i++) kept[i] = x[i] + skip[i] + (bias ? bias[i] : 0.f);
+  for (int i = whole; i < width; i++) kept[i] = in[i] + other[i] + (bias ? bias[i] : 0.f);
   return kept;
 }
 
@@ -20,11 +23,8 @@ void rms_norm(Rows x, Rows skip, const float *bias, const float *weight, float e
   int whole = width & ~3;
   for (int r = first; r < last; r++) {
     for (int group = 0; group < groups; group++) {
-      int start = group * width;
-      const float *in = x.at + r * x.row_floats + start;
-      float *out = y.at + r * y.row_floats + start;
-      in = with_skip(in, skip.at ? skip.at + r * skip.row_floats + start : 0, bias,
-                     sum.at ? sum.at + r * sum.row_floats + start : out, width);
+      float *out = y.at + r * y.row_floats + group * width;
+      const float *in = with_skip(x, skip, bias, sum, out, width, r, group * width);
       vec squares = f_splat(0.f);
       for (int i = 0; i < whole; i += 4) {
         vec v = load(in + i);
@@ -45,11 +45,8 @@ void layer_norm(Rows x, Rows skip, const float *bias, const float *weight, const
   int whole = width & ~3;
   for (int r = first; r < last; r++) {
     for (int group = 0; group < groups; group++) {
-      int start = group * width;
-      const float *in = x.at + r * x.row_floats + start;
-      float *out = y.at + r * y.row_floats + start;
-      in = with_skip(in, skip.at ? skip.at + r * skip.row_floats + start : 0, bias,
-                     sum.at ? sum.at + r * sum.row_floats + start : out, width);
+      float *out = y.at + r * y.row_floats + group * width;
+      const float *in = with_skip(x, skip, bias, sum, out, width, r, group * width);
       vec sums = f_splat(0.f), squares = f_splat(0.f);
       for (int i = 0; i < whole; i += 4) sums = wasm_f32x4_add(sums, load(in + i));
       float mean = f_sum(sums), rest = 0.f, total = 0.f;

@@ -38,12 +38,14 @@ INLINE float f_top(vec v) {
   return wasm_f32x4_extract_lane(v, 0);
 }
 
+/* 1.5 * 2^23: added to a float below 2^22, it leaves the nearest integer (to even at a half) in the last bits. */
+#define TO_INTEGER 12582912.f
+
 /* e^x, relative error below 2e-7 (Cephes expf: two-part ln 2 and a degree-5 polynomial). x is clamped to [-60, 88]:
  * further down the results of a softmax turn into denormals, which made attention two to six times as slow. */
 INLINE vec f_exp(vec x) {
   x = wasm_f32x4_pmin(wasm_f32x4_pmax(x, f_splat(-60.f)), f_splat(88.f));
-  vec magic = f_splat(12582912.f); /* 1.5 * 2^23: added, it leaves the nearest integer in a float's last bits */
-  vec shifted = wasm_f32x4_add(wasm_f32x4_mul(x, f_splat(1.44269504f)), magic), n = wasm_f32x4_sub(shifted, magic);
+  vec shifted = f_madd(x, f_splat(1.44269504f), f_splat(TO_INTEGER)), n = wasm_f32x4_sub(shifted, f_splat(TO_INTEGER));
   vec r = f_madd(n, f_splat(-0.693359375f), x);
   r = f_madd(n, f_splat(2.12194440e-4f), r);
   vec y = f_splat(1.9875691500e-4f);
@@ -53,7 +55,7 @@ INLINE vec f_exp(vec x) {
   y = f_madd(y, r, f_splat(1.6666665459e-1f));
   y = f_madd(y, r, f_splat(5.0000001201e-1f));
   y = f_madd(y, wasm_f32x4_mul(r, r), wasm_f32x4_add(r, f_splat(1.f)));
-  vec power = wasm_i32x4_shl(wasm_i32x4_add(shifted, wasm_i32x4_splat(127)), 23); /* magic's own bits go out above */
+  vec power = wasm_i32x4_shl(wasm_i32x4_add(shifted, wasm_i32x4_splat(127)), 23); /* TO_INTEGER's own bits go out above */
   return wasm_f32x4_mul(y, power);
 }
 

@@ -3,6 +3,7 @@
 
 import { Fault } from "../fault.js";
 import { A, B } from "./adapter.js";
+import { PANEL } from "./cpu-link.js";
 
 /** Put `tensors` (adapter.js) into the branches of `map` (cpu-link.js); none of them is the base. Throws Fault manifest. */
 export function putAdapter(map, memory, tensors) {
@@ -21,8 +22,6 @@ export function putAdapter(map, memory, tensors) {
     pack(b, ranks * PANEL, new Float32Array(memory.buffer, branch.b, outputs * ranks * PANEL * PANEL));
   }
 }
-
-const PANEL = 8;
 
 /** `tensor` as kernels/low_rank.h wants it: panels of 8 columns, [inputs][8] each, zeros beyond its shape. */
 function pack({ shape: [rows, columns], values }, inputs, target) {

@@ -23,7 +23,8 @@ from typing import Any
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), *(str(ROOT / name) for name in ("web", "build", "tests")), str(Path(__file__).parent)]
+FOLDERS = ("", "web", "build", "tests", "tests/bench", "tests/bench/webgpu")
+sys.path[:0] = [str(ROOT / name) for name in FOLDERS]
 
 import gpu_report  # noqa: E402
 import peer_model  # noqa: E402
