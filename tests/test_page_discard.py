@@ -11,7 +11,7 @@ import tabs
 from bare_store import BYTES, CHIP, SHARD, SMALL, Store, prefix, put, shas, stock
 from fault_server import Mischief, Refuse, Stall
 from handbill.manifest import NAME
-from test_page_keep import allow
+from test_page_keep import PROMISE, allow
 
 pytestmark = pytest.mark.page
 
@@ -144,10 +144,12 @@ def held(store: Store, sha256: str) -> bool:
     return any(name.endswith(sha256) for name in names)
 
 
+@pytest.mark.parametrize("promise", ["", PROMISE])
 def test_a_release_whose_model_has_no_room_or_does_not_run_here_is_not_declared_whole(
-    context: BrowserContext, dist: Path, tmp_path: Path
+    context: BrowserContext, dist: Path, tmp_path: Path, promise: str
 ) -> None:
     """It would be taken over, and the model in use, which works, would be none of it."""
+    prefix(context, "store.js", promise)
     site = stock(dist, tmp_path / "dist")
     with tabs.serving(site) as address:
         store = Store(context, address)

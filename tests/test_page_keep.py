@@ -19,6 +19,8 @@ pytestmark = pytest.mark.page
 GREEDY = {"temperature": 0, "max_tokens": 8}
 NO_HANDLES = "delete FileSystemFileHandle.prototype.createSyncAccessHandle;\n"
 NO_OPFS = "delete StorageManager.prototype.getDirectory;\n"
+PROMISE = "StorageManager.prototype.estimate = async () => ({ quota: 1e12, usage: 0 });\n"
+"""Code that makes a browser promise more room than it gives."""
 
 
 def allow(tab: Any, quota: int | None) -> None:
@@ -104,15 +106,18 @@ def test_a_model_that_has_no_room_is_not_begun(context: BrowserContext, stocked:
 
 
 def test_a_browser_that_runs_full_is_left_as_it_was(context: BrowserContext, stocked: Path) -> None:
-    """What estimate() says is no promise."""
-    with tabs.serving(stocked) as address:
+    """What estimate() says is no promise. The small files, which came first, would only lie there."""
+    prefix(context, "store.js", PROMISE)
+    mischief = Mischief()
+    with tabs.serving(stocked, mischief) as address:
         blank = context.new_page()
         blank.goto(f"{address}site.json")
         allow(blank, BYTES - 1)
         store = Store(context, address)
         end = store.end()
         assert (end["kind"], end["where"], end["why"]) == ("stored", "nowhere", "full")
-        assert not {name.partition(".")[0] for name in store.files()} & {shas(stocked)[SHARD]}
+        assert mischief.of("plan.json"), "it was begun"
+        assert store.files() == {}
         allow(blank, None)
         store.page.close()
         assert Store(context, address).end()["where"] == "opfs"

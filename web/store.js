@@ -91,7 +91,10 @@ async function fetchAll(slug, entries, report) {
       await download(files, meter);
     } catch (error) {
       if (error.name !== "QuotaExceededError") throw error;
-      for (const entry of missing) if (!(await place.has(entry))) await place.remove(entry.sha256);
+      // Those that have come whole, too: without the others they would only take room.
+      const shas = missing.map(({ sha256: name }) => name);
+      await holds.release(shas);
+      for (const name of shas) await holds.unlessHeld(name, () => place.remove(name));
       return "full";
     }
     return "";
