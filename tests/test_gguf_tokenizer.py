@@ -20,8 +20,15 @@ from exporter.gguf_tokenizer import build_tokenizer, end_ids
 from test_tokenizer import in_browser
 from tricky_strings import STRINGS
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-PRE = {"llama3_2": "llama-bpe", "qwen2_5": "qwen2", "qwen3": "qwen2"}
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+PRE = {
+    "gpt2": "gpt-2",
+    "gpt4": "dbrx",
+    "gpt4o": "gpt-4o",
+    "llama3_2": "llama-bpe",
+    "qwen2_5": "qwen2",
+    "qwen3": "qwen2",
+}
 MORE = [
     "▁a ▁▁ b",
     "\n" * 40,
@@ -51,9 +58,9 @@ def metadata_of(family: str) -> Metadata:
     added = {token["id"]: token for token in made["added_tokens"]}
     by_id = {index: token for token, index in made["model"]["vocab"].items()}
     by_id |= {index: token["content"] for index, token in added.items()}
-    tokens = [by_id[index] for index in range(len(by_id))]
+    tokens = [by_id.get(index, f"[PAD{index}]") for index in range(max(by_id) + 1)]
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in made["model"]["merges"]]
-    kinds = [NORMAL] * len(tokens)
+    kinds = [NORMAL if index in by_id else UNUSED for index in range(len(tokens))]
     for index, token in added.items():
         kinds[index] = CONTROL if token["special"] else USER_DEFINED
     values: dict[str, Any] = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}

@@ -19,6 +19,9 @@ from tricky_strings import STRINGS
 GOLDEN = Path(__file__).parent / "golden" / "templates"
 TEMPLATES = {
     **dict.fromkeys(("gemma", "gemma2"), (GOLDEN / "gemma.jinja").read_text(encoding="utf-8")),
+    **dict.fromkeys(
+        ("gpt2", "gpt4o"), "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+    ),
     "llama2": "{% for m in messages %}{{ '<s>[INST] ' + m.content + ' [/INST]' }}{% endfor %}",
     "smollm2": (GOLDEN / "smollm2.jinja").read_text(encoding="utf-8"),
 }
