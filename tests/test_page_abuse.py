@@ -184,14 +184,13 @@ def test_manifests_that_cannot_be_trusted(chromium: Browser, tiny_site: Path, tm
     sentence, spoil = MANIFESTS[wrong]
     site = altered_site.copy(tiny_site, tmp_path / "site")
     altered_site.change_json(site, f"models/tiny/{NAME}", spoil)
-    assert_refused(chromium, site, "cpu", sentence, offers=False)
+    assert_refused(chromium, site, "cpu", sentence)
 
 
-def assert_refused(chromium: Browser, site: Path, runtime: str, sentence: str, offers: bool = True) -> str:
+def assert_refused(chromium: Browser, site: Path, runtime: str, sentence: str) -> str:
     """The page of ``site`` must end in an alarm that says ``sentence``, ask nobody else and keep nothing; the alarm.
 
-    The settings then still open and, if ``offers``, have another model: what the site offers is read before a file of
-    the model is, but after its manifest.
+    The settings then still open and have another model.
     """
     mischief = Mischief()
     with tabs.serving(site, mischief) as address:
@@ -207,8 +206,7 @@ def assert_refused(chromium: Browser, site: Path, runtime: str, sentence: str, o
         assert [name for name, _ in mischief.asked if "secret" in name] == []
         tab.page.click("#open-settings")
         tab.page.locator("#settings[open]").wait_for()
-        if offers:
-            tab.page.locator("#model-choice option", has_text="tiny-base").wait_for(state="attached")
+        tab.page.locator("#model-choice option", has_text="tiny-base").wait_for(state="attached")
         context.close()
     return alarm
 

@@ -123,6 +123,24 @@ def test_another_model_is_another_page_and_leaves_nothing_of_the_one_before(chro
         tab.page.context.close()
 
 
+@pytest.mark.parametrize("query", ["?model=tiny", "?model=gone"])
+def test_where_a_model_cannot_be_had_the_only_other_one_can_be_chosen(
+    chromium: Browser, tiny_site: Path, tmp_path: Path, query: str
+) -> None:
+    site = altered_site.copy(tiny_site, tmp_path / "site")
+    altered_site.change_json(site, f"models/tiny/{NAME}", lambda manifest: manifest.update(files={}))
+    altered_site.change_json(site, "site.json", lambda it: it.update(models=[{"slug": "tiny"}, {"slug": SLUG}]))
+    with tabs.serving(site) as address:
+        tab = Tab(chromium.new_context(service_workers="block").new_page(), address)
+        tab.open(query, wait=False)
+        tab.page.locator("#alert").wait_for(timeout=tabs.LOADED_MS)
+        tab.page.click("#open-settings")
+        with tab.page.expect_navigation():
+            tab.page.select_option("#model-choice", SLUG)
+        tab.ready()
+        tab.page.context.close()
+
+
 def test_a_browser_without_simd_is_told_so_before_anything_is_downloaded(
     playwright: Playwright, tiny_site: Path
 ) -> None:

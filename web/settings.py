@@ -55,7 +55,7 @@ class Settings:
             label(_option("runtime-choice", name, ""), f"settings.runtime_{name}")
         by_id("model-choice").value = chosen["slug"]
         by_id("runtime-choice").value = runtime
-        by_id("model-field").hidden = len(chosen["offers"]) < 2
+        by_id("model-field").hidden = all(model["slug"] == chosen["slug"] for model in self._offers)
         by_id("runtime-field").hidden = len(chosen["runtimes"]) < 2
 
     def redraw(self) -> None:

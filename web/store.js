@@ -103,10 +103,11 @@ async function fetchAll(slug, entries, report) {
 
 async function load() {
   const site = await fetchJson(new URL("site.json", BASE).href);
-  const { chosen: said, entries, manifest: its, manifests } = await decide(site, wish, BASE);
+  const { chosen: said, fault, entries, manifest: its, manifests } = await decide(site, wish, BASE);
   chosen = said;
   manifest = its;
   say(chosen);
+  if (fault) throw fault;
   const { slug, refusal } = chosen;
   if (refusal) return null;
   place = navigator.locks ? await openPlace(BASE) : null;
@@ -164,7 +165,8 @@ async function prepare({ name, site }) {
   if (!kept.length) return; // Nothing of this page's model is kept anyway.
   const cache = await caches.open(name);
   const read = async (url) => (await cache.match(url)).json();
-  const { chosen: next, entries, manifest: its } = await decide(site, wish, BASE, read);
+  const { chosen: next, fault, entries, manifest: its } = await decide(site, wish, BASE, read);
+  if (fault) throw fault;
   if (next.refusal) throw new Error(`its model does not run on this device (${next.refusal}).`);
   // What came after the first answer, or was chosen once, stays at hand.
   const names = new Set(kept.map((entry) => entry.name));

@@ -31,8 +31,9 @@ def fault(kind: str) -> str:
 
 
 def refusal(why: str, title: str) -> str:
-    """Why the model of that title is not even downloaded."""
-    return say(f"refusal.{why}", title=title)
+    """Why the model of that title is not even downloaded; ``why`` may be a kind of fault."""
+    row = f"refusal.{why}"
+    return say(row, title=title) if row in _table else fault(why)
 
 
 def moved(why: str, where: str) -> str:
