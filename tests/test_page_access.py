@@ -260,6 +260,7 @@ def test_the_first_screen_says_it_all_and_fingers_find_every_control(
 ) -> None:
     with lone_page(chromium, tiny_site, viewport={"width": width, "height": 844}, has_touch=True) as tab:
         page = tab.page
+        page.locator("#fact-load", has_text="once").wait_for()
         found = page.evaluate(TARGETS)
         # What this is, that it runs here and what it costs to load, without scrolling.
         assert "runs here, on this device" in page.inner_text("#bill .lead")
@@ -269,11 +270,16 @@ def test_the_first_screen_says_it_all_and_fingers_find_every_control(
             assert box, place
             assert box["y"] >= 0, place
             assert box["y"] + box["height"] <= 844, place
+        assert page.evaluate("scrollY") == 0, "what has the focus is in sight, and nothing moves for it"
         ask(tab, "Hello")
         say(tab, {"kind": "piece", "turn": 1, "text": "An answer."})
         say(tab, DONE, turn=1)
         page.locator(".answer[data-ids]").wait_for()
         found += page.evaluate(TARGETS)
+        for control in ("#message", "#open-settings"):
+            page.evaluate("document.querySelector('#turns').style.paddingBlock = '2000px'; scrollTo(0, 1000)")
+            page.focus(control)
+            assert page.evaluate("scrollY") == 1000, control
         fault(tab, "memory", "Buffer of 9 GB.")
         page.locator("#alert summary").wait_for()
         found += page.evaluate(TARGETS)
