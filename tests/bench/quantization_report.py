@@ -121,10 +121,11 @@ def options(runs: dict[str, Any]) -> list[str]:
         if "budget" in asked or "bits" in asked:
             option = f"--budget {asked['budget']:g}" if "budget" in asked else f"--bits {asked['bits']}"
             plain = runs[asked["method"]]
-            bits, perplexity = (run[key] / plain[key] for key in ("bits_per_weight", "perplexity"))
+            keys = ("bits_per_weight", "perplexity", "kl_divergence")
+            bits, perplexity, divergence = (run[key] / plain[key] for key in keys)
             lines.append(
                 f"- `--quant {asked['method']} {option}`: {bits:.3f} of the bytes of `--quant {asked['method']}` "
-                f"alone, {perplexity:.3f} of its perplexity."
+                f"alone, {perplexity:.3f} of its perplexity, {divergence:.3f} of its divergence."
             )
     return lines
 

@@ -1,10 +1,11 @@
 """Conversations by the hundred in one tab, and the memory it takes: python tests/bench/soak.py (make soak).
 
 500 with a tiny random model and 30 with SmolLM2, each of two short questions, on the page dressed as a kiosk, which
-forgets its visitor in between and loads itself anew, into another process (the time until then is skipped). Memory is
-looked at after garbage collections, and what counts is the least of each third after the warm-up: between collections
-of its own a browser's memory is a sawtooth. Writes results/soak.json and soak.svg, and exits with 1 if it grows by more
-than 2 %. Needs dist/ (make site). ``--tiny 60 --real 0`` is a short one, which writes nothing.
+forgets its visitor in between and loads itself anew, into another process. The time until then is skipped, and so the
+service worker is stopped by hand: Chromium does that after half a minute without a request, unless a driver is there.
+Memory is looked at after garbage collections, and what counts is the least of each third after the warm-up: between
+collections of its own a browser's memory is a sawtooth. Writes results/soak.json and soak.svg, and exits with 1 if it
+grows by more than 2 %. Needs dist/ (make site). ``--tiny 60 --real 0`` is a short one, which writes nothing.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def soak(browser: Browser, site: Path, home: Path, query: str, count: int, marks
             page.click("#begin")
             page.evaluate(CONVERSATION, [f"Count to {number}, please.", "And once more?"])
             kiosk_tab.mark(tab)
+            rest(page)
             kiosk_tab.pass_time(tab, 600)
             kiosk_tab.wait_for_another(tab)
             tab.ready()
@@ -137,6 +139,14 @@ def soak(browser: Browser, site: Path, home: Path, query: str, count: int, marks
         assert tab.errors == [], tab.errors
         page.close()
     return curve
+
+
+def rest(page: Page) -> None:
+    """Stop the service worker, as happens while nobody asks for anything; the next request starts it again."""
+    session = page.context.new_cdp_session(page)
+    session.send("ServiceWorker.enable")
+    session.send("ServiceWorker.stopAllWorkers")
+    session.detach()
 
 
 def look(page: Page, number: int) -> dict[str, float]:
