@@ -143,6 +143,9 @@ class Handler(serve.Handler):
         super()._send(path, answer, body)
 
     def _head(self, status: Any, headers: dict[str, str]) -> None:
+        served = status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT) and self.command == "GET"
+        if served and not isinstance(self.fault, Whole):  # Before the answer: to its head alone a browser may say no.
+            self.mischief.asked.append((self.name, self.headers.get("Range")))
         if isinstance(self.fault, Claim):
             headers = {**headers, "Content-Length": str(self.fault.length)}
             self.close_connection = True
@@ -153,8 +156,6 @@ class Handler(serve.Handler):
         self.end_headers()
 
     def _copy(self, file: Any, first: int, left: int) -> None:
-        if not isinstance(self.fault, Whole):
-            self.mischief.asked.append((self.name, self.headers.get("Range")))
         match self.fault:
             case Corrupt(at):
                 file.seek(first)
