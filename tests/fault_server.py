@@ -194,10 +194,10 @@ def serving(dist: Path, mischief: Mischief | None = None, port: int = 0) -> Iter
     try:
         yield server.address
     finally:
-        mischief.over.set()
         server.shutdown()
-        server.server_close()
-        thread.join()
         for connection in list(connections):  # Those that a browser keeps open would still be answered.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+        mischief.over.set()  # Not before: whoever was let go asks again at once.
+        server.server_close()
+        thread.join()
