@@ -84,7 +84,9 @@ def test_the_cache_api_goes_on_with_the_piece_that_a_closed_tab_lacked(context: 
         store = Store(context, address)
         store.page.wait_for_function(f"() => heard.some(({{ done }}) => done >= {PIECE})")
         of_shard = shas(stocked)[SHARD]
-        while len(mischief.of(SHARD)) < 3 or not any(name.startswith(of_shard) for name in cached(store)):
+        for _ in range(200):
+            if len(mischief.of(SHARD)) == 3 and any(name.startswith(of_shard) for name in cached(store)):
+                break
             store.page.wait_for_timeout(50)
         store.page.close()
         mischief.asked.clear()

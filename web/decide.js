@@ -31,7 +31,6 @@ export async function decide(site, wish, base, read = fetchJson) {
   if (fault) choice.refusal = fault.fault;
   const [first] = choice.sessions;
   const chosen = { kind: "chosen", ...choice, page: site.visit?.[first?.build || first?.name] ?? 0 };
-  if (choice.refusal) return { chosen, fault, manifest: null, entries: [], manifests };
-  const manifest = manifests.find((one) => one?.slug === choice.slug);
-  return { chosen, fault, manifest, entries: needed(manifest, choice.sessions[0]), manifests };
+  const manifest = choice.refusal ? null : manifests.find((one) => one?.slug === choice.slug);
+  return { chosen, fault, manifest, entries: manifest ? needed(manifest, first) : [], manifests };
 }

@@ -92,9 +92,8 @@ async function fetchAll(slug, entries, report) {
     } catch (error) {
       if (error.name !== "QuotaExceededError") throw error;
       // Those that have come whole, too: without the others they would only take room.
-      const shas = missing.map(({ sha256: name }) => name);
-      await holds.release(shas);
-      for (const name of shas) await holds.unlessHeld(name, () => place.remove(name));
+      await letGo(missing);
+      for (const { sha256: name } of missing) await holds.unlessHeld(name, () => place.remove(name));
       return "full";
     }
     return "";
