@@ -29,8 +29,8 @@ MOST_BYTES = 400_000_000
 PAGE = ("licences/", "micropython/", "page.py", "pyscript/", "start.js")
 ENGINE = ("engine.py", "hash/", "kernels/", "models/", "pyodide/", "python.mjs", "sessions/", "tokenizers/")
 NOBODY = (
-    *("index.html", "icon.svg", "style.css", "store.js", "service.js", "holds.js", "inventory.js", "releases.js"),
-    *("fresh.html", "fresh.js"),
+    *("index.html", "icon.svg", "style.css", "boot.js"),
+    *("store.js", "service.js", "holds.js", "inventory.js", "releases.js", "fresh.html", "fresh.js"),
     *("ort/", "sessions/graphics.js", "sessions/ort.js", "sessions/webgpu.js"),
     *("sessions/cpu-loader.js", "sessions/cpu-pool.js", "kernels/threads.wasm"),
 )
@@ -166,6 +166,7 @@ def _page(dist: Path, weights: int) -> str:
         r'content="default-src[^"]*"': f'content="{CSP}"',
         r'<link rel="icon"[^>]*>': f'<link rel="icon" href="data:image/svg+xml;base64,{icon}">',
         r'<link rel="stylesheet"[^>]*>': f"<style>\n{(dist / 'style.css').read_text(encoding='utf-8')}</style>",
+        r'<script src="boot.js"></script>': f"<script>\n{(dist / 'boot.js').read_text(encoding='utf-8')}</script>",
         r'<script type="module"[^>]*></script>\n': "",
         r'<script type="py"[^>]*></script>\n': "",
         r'"\./micropython/': '"handbill://site/micropython/',  # Its loader takes a file: address for Node's business.

@@ -41,14 +41,18 @@ def launch(playwright: Playwright, *flags: str, gpu: bool = False) -> Browser:
 
 
 class Tab:
-    """The page in one tab. ``outside`` notes every request to another origin, ``errors`` what went to the console."""
+    """The page in one tab. ``outside`` notes every request to another origin, ``errors`` what went to the console,
+    ``lost`` what was asked for and did not come.
+    """
 
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.outside: list[str] = []
         self.errors: list[str] = []
+        self.lost: list[str] = []
         self._origin = address.rstrip("/")
         page.context.on("request", self._note)
+        page.context.on("requestfailed", lambda request: self.lost.append(f"{request.url} {request.failure}"))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._console)
 
@@ -72,11 +76,10 @@ class Tab:
 
     def ready(self) -> str:
         """Wait until the model is open; the words for where it runs. An alarm on the page fails the test."""
-        self.page.wait_for_function(
-            "() => document.body.dataset.ready || !document.getElementById('alert').hidden", timeout=LOADED_MS
-        )
+        told = "document.getElementById('alert')?.hidden === false"  # Nothing is there while the page is loaded anew.
+        self.page.wait_for_function(f"() => document.body?.dataset.ready || {told}", timeout=LOADED_MS)
         alarm = self.alarm()
-        assert not alarm, f"{alarm} {self.errors}"
+        assert not alarm, f"{alarm} {self.errors} {self.lost}"
         return str(self.page.evaluate("document.body.dataset.ready"))
 
     def alarm(self) -> str:

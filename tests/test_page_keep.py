@@ -79,16 +79,17 @@ def test_a_browser_without_opfs_keeps_models_in_the_cache_api(
 
 def test_the_cache_api_goes_on_with_the_piece_that_a_closed_tab_lacked(context: BrowserContext, stocked: Path) -> None:
     prefix(context, "store.js", NO_HANDLES)
-    mischief = Mischief({SHARD: [None, Stall(1000), Stall(1000)]})
+    mischief = Mischief({SHARD: [None, *[Stall(1000)] * 9]})  # A busy machine has the store ask a second time.
     with tabs.serving(stocked, mischief) as address:
         store = Store(context, address)
         store.page.wait_for_function(f"() => heard.some(({{ done }}) => done >= {PIECE})")
         of_shard = shas(stocked)[SHARD]
         for _ in range(200):
-            if len(mischief.of(SHARD)) == 3 and any(name.startswith(of_shard) for name in cached(store)):
+            if len(mischief.of(SHARD)) >= 3 and any(name.startswith(of_shard) for name in cached(store)):
                 break
             store.page.wait_for_timeout(50)
         store.page.close()
+        mischief.faults.clear()
         mischief.asked.clear()
         store = Store(context, address)
         assert store.end()["where"] == "cache"

@@ -76,7 +76,7 @@ def test_a_file_damaged_on_the_device_is_found_after_the_answer_and_fetched_agai
         assert shard.sha256 not in names(tab)
         mischief.asked.clear()
         tab.page.click("#retry")
-        tab.page.wait_for_function("() => document.getElementById('alert').hidden")
+        tab.page.wait_for_function("() => document.getElementById('alert')?.hidden")
         tab.ready()
         assert [name for name, _ in mischief.asked if name.endswith((".bin", ".onnx", "tokenizer.json"))] == [
             shard.name

@@ -97,8 +97,8 @@ def test_the_words_of_the_first_paint_are_the_tables_english() -> None:
     reader.feed(page.replace("<!-- attract -->", attract))
     assert len(reader.found) > 30
     assert [(row, TABLE[row]["en"]) for row, _ in reader.found] == reader.found
-    # The product's name, its title, and places that wait for a figure have no language.
-    assert set(reader.unmarked) == {"Handbill", "…", "$title", "$greeting", "$questions"}
+    # The product's name, its title, places that wait for a figure, and Python have no language.
+    assert set(reader.unmarked) == {"Handbill", "…", "$title", "$greeting", "$questions", "import page"}
 
 
 def test_every_row_is_used() -> None:

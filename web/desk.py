@@ -23,7 +23,6 @@ class Desk:
         on(by_id("composer"), "input", lambda _: self._fit())
         on(by_id("composer"), "beforeinput", markdown.tame)
         on(by_id("composer"), "keydown", self._on_key)
-        on(by_id("retry"), "click", lambda _: js.location.reload())
         on(by_id("jump"), "click", lambda _: self.follow_again())
         on(js.window, "scroll", self._on_scroll)
         self._fit()

@@ -3,22 +3,29 @@
 
 import { Fault } from "./fault.js";
 import { Pieces } from "./pieces.js";
-import { Transfer } from "./transfer.js";
+import { Transfer, isPassing } from "./transfer.js";
 
 // Requests at a time. A browser opens six connections to a host, and the page needs some. Where a host gives each so many
 // bytes a second, every one more is faster: python tests/bench/download.py measures it.
 const LANES = 4;
+const PAUSE_MS = 1000;
 
-/** The text at `url`, asked for anew at each visit. Throws Fault download for anything but an answer. */
+/** The text at `url`, asked for anew at each visit, and twice where that may help. Throws Fault download if it is not had. */
 export async function fetchText(url) {
-  let response;
-  try {
-    response = await fetch(url);
-  } catch (error) {
-    throw new Fault("download", `${url} could not be fetched (${error.message}).`);
+  for (let last = false; ; last = true) {
+    let reason;
+    let passes = true;
+    try {
+      const response = await fetch(url);
+      if (response.ok) return await response.text();
+      reason = `answered ${response.status}`;
+      passes = isPassing(response.status);
+    } catch (error) {
+      reason = `could not be fetched (${error.message})`;
+    }
+    if (last || !passes) throw new Fault("download", `${url} ${reason}.`);
+    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
   }
-  if (!response.ok) throw new Fault("download", `${url} answered ${response.status}.`);
-  return response.text();
 }
 
 /** JSON at `url`. Throws Fault manifest for text that is not JSON, and what fetchText throws. */

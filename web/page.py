@@ -63,7 +63,7 @@ class Page:
             engine = js.single.engine if hasattr(js, "single") else await workers["engine"]
             await engine.start(js.handbill.channel)
         except Exception as error:
-            self.desk.alarm(lambda: words.fault("internal"), str(error))
+            js.handbill.failed(str(error.args[-1] if error.args else error))  # Of JavaScript's, the message.
 
     # Messages of the store and the engine.
 

@@ -17,15 +17,30 @@ if (asked.has("channel")) begin(asked.get("channel"), asked.get("slug"), asked.g
 
 export { version };
 
-/** loadPyodide as PyScript calls it. */
+/** loadPyodide as PyScript calls it. Rejects, too, where Pyodide's WebAssembly does not come. */
 export async function loadPyodide(options) {
   const create = (await script).default;
+  const missing = noWebAssembly();
   let module;
-  return load({
+  const python = load({
     ...options,
     indexURL: HERE.href,
     createPyodideModule: (settings) => create((module = settings)),
     _loadSnapshot: packed.then((bytes) => Snapshot.of(bytes, () => module.HEAPU8)),
+  });
+  return Promise.race([python, missing]);
+}
+
+/** Rejects as the next WebAssembly.instantiateStreaming does: Pyodide writes that to the console, and waits for ever. */
+function noWebAssembly() {
+  const { instantiateStreaming } = WebAssembly;
+  return new Promise((_, reject) => {
+    WebAssembly.instantiateStreaming = (...given) => {
+      WebAssembly.instantiateStreaming = instantiateStreaming;
+      const made = instantiateStreaming.apply(WebAssembly, given);
+      made.catch(({ message }) => reject(new Error(`pyodide.asm.wasm did not come (${message}).`)));
+      return made;
+    };
   });
 }
 

@@ -4,19 +4,18 @@
 import * as kept from "./kept.js";
 import * as language from "./language.js";
 
+if (!globalThis.handbill) await import("./boot.js"); // It did not come the first time.
 const query = new URL(location.href).searchParams;
 
-/** What the page and its tests share: the channel's name, and what the address asks for ("" where it asks nothing). */
-globalThis.handbill = {
+// The channel's name, and what the address asks for ("" where it asks nothing).
+Object.assign(handbill, {
   // Not crypto.randomUUID, which plain http on a local network does not have.
   channel: `handbill-${Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(36)).join("")}`,
   slug: query.get("model") ?? "",
   runtime: query.get("runtime") ?? (globalThis.single ? "cpu" : ""), // One file has no room for the other runtimes.
   kept,
   language,
-  up: false, // page.py sets it.
-  ready: false, // The model is.
-};
+});
 language.fill();
 
 if (!globalThis.single) { // A page that is one file has all of it inside.
@@ -28,11 +27,8 @@ if (!globalThis.single) { // A page that is one file has all of it inside.
 
 function startStore() {
   const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
-  store.addEventListener("error", (event) => {
-    const channel = new BroadcastChannel(handbill.channel);
-    channel.postMessage(JSON.stringify({ kind: "fault", fault: "internal", detail: `store.js: ${event.message}` }));
-    channel.close();
-  });
+  // Without words where a file of it does not come.
+  store.addEventListener("error", ({ message }) => handbill.failed(`store.js: ${message ?? "it or what it imports did not come."}`));
   store.postMessage({ model: handbill.slug, runtime: handbill.runtime });
   return store;
 }
@@ -76,11 +72,11 @@ function keepSite(store) {
   if (!isSecureContext || !workers) return;
   if (!crossOriginIsolated && !workers.controller) {
     workers.addEventListener("controllerchange", () => handbill.ready || location.reload());
-    workers.register(script);
+    workers.register(script).catch(console.warn); // Then it stays at one thread.
   }
   const listener = new BroadcastChannel(handbill.channel);
   listener.onmessage = ({ data }) => {
-    if (JSON.parse(data).kind === "ready") handbill.ready = true;
+    if (JSON.parse(data).kind === "ready") handbill.started();
   };
   workers.addEventListener("message", ({ data: { gathered, unkept } }) => {
     if (gathered) store.postMessage({ release: gathered });
@@ -93,14 +89,3 @@ function keepSite(store) {
 }
 
 if (document.getElementById("kiosk")) import("./watchdog.js").then((watchdog) => (handbill.watchdog = watchdog));
-
-// Until page.py is up nobody else can say what went wrong: a file that is missing, a browser that is too old.
-function tell(event) {
-  const reason = event.reason?.message ?? event.message;
-  if (handbill.up || !reason) return;
-  const alert = document.getElementById("alert-text");
-  alert.textContent = document.getElementById("cannot-start").textContent.replace("{reason}", reason);
-  document.getElementById("alert").hidden = false;
-}
-addEventListener("error", tell);
-addEventListener("unhandledrejection", tell);

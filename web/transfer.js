@@ -8,7 +8,10 @@ const ATTEMPTS = 8; // Without a byte between them: with the pauses, a minute.
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 30_000;
 const SILENT_MS = 15_000; // A connection without a byte for so long is given up: nothing else would say that it is dead.
-const PASSING = new Set([408, 425, 429]); // Refusals that say nothing about the file.
+const PASSING = new Set([408, 425, 429]);
+
+/** Whether an answer of that status says nothing about the file, which may be had a moment later. */
+export const isPassing = (status) => status >= 500 || PASSING.has(status);
 
 export class Transfer {
   #url;
@@ -139,7 +142,7 @@ export class Transfer {
       this.#unanswered += 1;
       const response = await fetch(this.#url, { cache: "no-store", headers, signal: watch.signal });
       this.#unanswered = 0;
-      if (response.status >= 500 || PASSING.has(response.status)) return refused(response);
+      if (isPassing(response.status)) return refused(response);
       const ranged = this.#answered(response, from);
       if (!all) {
         this.#ranged = ranged === true;

@@ -39,7 +39,7 @@ globalThis.single = (() => {
     if (now - told < REPORT_EVERY_MS && done < weights) return;
     told = now;
     const message = { kind: "progress", stage: "open", done, total: weights, unit: "bytes", rate: null, seconds_left: null };
-    if (globalThis.handbill) hear(handbill.channel, JSON.stringify(message));
+    if (handbill.channel) hear(handbill.channel, JSON.stringify(message));
   }
 
   /** The files of the page are here: start it, while those of the engine still come. */
