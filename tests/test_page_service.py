@@ -47,6 +47,16 @@ KEPT = """async ([name, file]) =>
     (await (await caches.match(new URL(file, location.href).href, { cacheName: name }))?.text()) ?? null"""
 
 
+UNREADABLE = """
+const open = CacheStorage.prototype.open;
+CacheStorage.prototype.open = async function (name) {
+    if (self.unreadable) throw new DOMException("Unexpected internal error.", "UnknownError");
+    return open.call(this, name);
+};
+"""
+"""Before service.js: a browser whose storage is damaged, as Chromium says it, once `unreadable` is set."""
+
+
 def write(home: Path, **changes: str) -> Path:
     """A site with ``CONTENTS``, ``changes`` made by the stem of a file's name."""
     files = {}
@@ -86,6 +96,24 @@ def test_a_host_that_answers_something_else_spoils_no_release(page: Page, tmp_pa
         count = len(mischief.asked)
         assert load(page) == CONTENTS[MODULE]
         assert len(mischief.asked) == count, "it is kept now"
+
+
+def test_a_storage_that_cannot_be_read_leaves_the_network(page: Page, tmp_path: Path) -> None:
+    home = write(tmp_path)
+    script = home / SERVICE.name
+    script.write_text(UNREADABLE + script.read_text(encoding="utf-8"), encoding="utf-8")
+    mischief = Mischief()
+    with tabs.serving(home, mischief) as address:
+        page.goto(address)
+        page.evaluate(KEEP)
+        (worker,) = page.context.service_workers
+        assert load(page) == load(page) == CONTENTS[MODULE]
+        assert mischief.log.count(f"GET /{MODULE}") == 1, "it is kept"
+        worker.evaluate("self.unreadable = true")
+        assert load(page) == CONTENTS[MODULE]
+        page.reload()
+        assert load(page) == CONTENTS[MODULE]
+        assert mischief.log.count(f"GET /{MODULE}") == 3
 
 
 def test_what_is_spoiled_in_a_release_is_not_carried_into_the_next(page: Page, tmp_path: Path) -> None:

@@ -71,11 +71,15 @@ self.addEventListener("fetch", (event) => {
 
 /** From the release in use, else from the network. Kept answers go out as they lie there: V8 keeps their code with them. */
 async function answer(request, name) {
-  if (request.mode === "navigate" && name === "index.html") await takeOver(request);
-  const release = await inUse();
-  if (release) {
-    const copy = await (await caches.open(release)).match(key(name));
+  let release;
+  try {
+    if (request.mode === "navigate" && name === "index.html") await takeOver(request);
+    release = await inUse();
+    const copy = release && (await (await caches.open(release)).match(key(name)));
     if (copy) return copy;
+  } catch (error) {
+    release = null;
+    console.warn(`What is kept of the site cannot be read (${error.message}): ${name} is asked of the network.`);
   }
   const response = isolated(await fetch(request), name);
   if (release && response.status === 200 && ON_DEMAND.test(name)) await keepOne(release, name, response);
@@ -151,6 +155,7 @@ async function gather(used) {
     await Promise.all(Array.from({ length: AT_ONCE }, lane));
     await cache.put(key(LISTED), isolated(response, LISTED));
   } catch (error) {
+    files.length = 0; // The other lanes end with what they have in hand.
     if (error.name === "QuotaExceededError") await caches.delete(name); // Half a site is of no use, and takes the room.
     throw error;
   }
