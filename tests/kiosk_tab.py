@@ -88,7 +88,7 @@ def pretend(tab: Tab) -> None:
     """Have the page of a lone kiosk take its engine for ready."""
     up(tab)
     say(tab, READY)
-    tab.page.wait_for_function("() => document.body?.dataset.ready")
+    tab.page.wait_for_function("() => document.body.dataset.ready")
 
 
 def mark(tab: Tab) -> None:

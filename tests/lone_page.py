@@ -70,7 +70,7 @@ def say(tab: Tab, message: dict[str, Any], **fields: Any) -> None:
 def ask(tab: Tab, text: str, **ready: Any) -> None:
     """Make the page take itself for ready, as READY with ``ready`` has it, and send it ``text``: turn 1 at first."""
     say(tab, READY, **ready)
-    tab.page.wait_for_function("() => document.body?.dataset.ready")
+    tab.page.wait_for_function("() => document.body.dataset.ready")
     tab.page.fill("#message", text)
     tab.page.press("#message", "Enter")
 

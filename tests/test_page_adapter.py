@@ -71,7 +71,7 @@ def test_the_page_offers_what_the_manifest_has(chromium: Browser, dist: Path, tm
             tab.page.keyboard.press("Tab")
         tab.page.keyboard.press("ArrowDown")
         tab.page.keyboard.press("Escape")
-        tab.page.wait_for_function("() => document.body?.dataset.adapter === 'legal'")
+        tab.page.wait_for_function("() => document.body.dataset.adapter === 'legal'")
         assert tab.page.inner_text("#model-name") == "tiny-adapted + legal"
 
         assert tab.ask("And you?")["reused"] == 0  # The conversation is there, its KV cache is not.
@@ -115,7 +115,7 @@ def test_the_choice_is_kept_and_undone(chromium: Browser, dist: Path, tmp_path: 
         tab.page.click("#open-settings")
         assert tab.page.input_value("#adapter-choice") == "legal"
         tab.page.click("#defaults")
-        tab.page.wait_for_function("() => document.body?.dataset.adapter === ''")
+        tab.page.wait_for_function("() => document.body.dataset.adapter === ''")
         assert tab.page.input_value("#adapter-choice") == ""
         assert tab.errors == []
         context.close()
@@ -142,7 +142,7 @@ def test_an_adapter_is_fetched_when_it_is_first_chosen(chromium: Browser, dist: 
         tab.page.close()
     tab = Tab(context.new_page(), address)
     tab.open()
-    tab.page.wait_for_function("() => document.body?.dataset.adapter === 'legal'")
+    tab.page.wait_for_function("() => document.body.dataset.adapter === 'legal'")
     assert tab.ask("Hello")["ids"] == legal
     tab.page.click("#open-settings")
     tab.page.select_option("#adapter-choice", "case-notes")

@@ -34,7 +34,7 @@ def test_a_megabyte_pasted_while_the_model_loads_is_not_drawn_and_not_lost(chrom
         assert page.evaluate("document.getElementById('message').value.length") == 1_000_000
         page.evaluate("document.getElementById('message').value = 'word '.repeat(3000)")
         say(tab, READY, characters=14_000)
-        page.wait_for_function("() => document.body?.dataset.ready")
+        page.wait_for_function("() => document.body.dataset.ready")
         # At once: the model's real download goes on behind this page's back, and may still say how far it is.
         said = page.evaluate(
             """() => {

@@ -36,7 +36,7 @@ def test_a_file_that_comes_at_the_second_try(context: BrowserContext, tiny_site:
         tab.open("?model=tiny")
         assert mischief.faults[name] == []
         assert tab.page.evaluate("Object.keys(sessionStorage)") == [], "the next fault has its second try, too"
-        assert tab.page.evaluate("getComputedStyle(document.body).fontFamily") != ""
+        assert tab.page.evaluate("getComputedStyle(document.body).getPropertyValue('--soft')"), "it has its style"
 
 
 @pytest.mark.parametrize("name", ["words.json", "decide.js", "pyodide.asm.wasm"])
@@ -61,6 +61,17 @@ def test_without_a_service_worker_the_page_starts(context: BrowserContext, tiny_
         tab.open("?model=tiny")
         assert "one thread" in tab.ready()
         assert len(mischief.of("?model=tiny")) == 1, "it was not loaded anew"
+
+
+def test_plain_http_has_its_second_try_too(context: BrowserContext, tiny_site: Path) -> None:
+    """Where there is no service worker at all."""
+    mischief = Mischief({"words.json": [NO]})
+    with tabs.serving(tiny_site, mischief) as address:
+        tab = Tab(context.new_page(), address.replace("127.0.0.1", "handbill.test"))
+        tab.open("?model=tiny")
+        assert not tab.page.evaluate("isSecureContext")
+        assert mischief.faults["words.json"] == []
+        assert tab.page.evaluate("handbill.ready && Object.keys(sessionStorage).length === 0")
 
 
 def test_a_page_that_cannot_start_is_not_left_for_a_server_that_is_gone(

@@ -3,6 +3,7 @@
 
 (() => {
   const PAUSE_MS = 1000; // A host that was overloaded has a moment.
+  const ANSWER_MS = 3000; // Past it the server is taken for gone.
   const TRIED = `handbill tried ${location.pathname}`;
   let failing = false;
 
@@ -12,6 +13,7 @@
     ready: false, // The model is.
     failed,
     started,
+    answers,
   };
 
   /** The page cannot start, or go on, because of `reason`, in the machine's own words. */
@@ -19,11 +21,25 @@
     if (failing) return;
     failing = !handbill.ready;
     console.warn("The page could not start:", reason);
-    if (failing && untried() && (await hasPage())) location.reload();
-    else tell(reason);
+    if (failing && location.protocol !== "file:" && untried()) {
+      await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+      if (await answers(location.href)) return location.reload();
+    } // Where the page is not to be had, this one, which at least can say what is wrong, had better stay.
+    return tell(reason);
   }
 
-  /** The page has started. */
+  /** Whether all of `addresses` are to be had, from the server or from what is kept of the site. */
+  async function answers(...addresses) {
+    const signal = AbortSignal.timeout(ANSWER_MS);
+    try {
+      const asked = addresses.map((address) => fetch(address, { cache: "no-store", signal }));
+      return (await Promise.all(asked)).every(({ ok }) => ok);
+    } catch {
+      return false;
+    }
+  }
+
+  /** The page has started: page.py says so once the model is ready. */
   function started() {
     handbill.ready = true;
     try {
@@ -44,13 +60,6 @@
     }
   }
 
-  /** After a pause, whether the page is to be had: else this one, which at least can say what is wrong, had better stay. */
-  async function hasPage() {
-    if (location.protocol === "file:") return false;
-    await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
-    return fetch(location.href, { cache: "no-store" }).then(({ ok }) => ok, () => false);
-  }
-
   async function tell(reason) {
     if (handbill.up) {
       const channel = new BroadcastChannel(handbill.channel);
@@ -60,10 +69,10 @@
       return;
     }
     if (document.readyState === "loading") await new Promise((resolve) => addEventListener("DOMContentLoaded", resolve));
-    const [text, details] = document.getElementById("alert-told").children;
-    text.textContent = document.getElementById("cannot-start").textContent;
-    details.lastElementChild.textContent = reason;
-    details.hidden = false;
+    document.getElementById("alert-text").textContent = document.getElementById("cannot-start").textContent;
+    const more = document.getElementById("alert-more");
+    more.lastElementChild.textContent = reason;
+    more.hidden = false;
     document.getElementById("alert").hidden = false;
     document.getElementById("status-text").textContent = "";
     handbill.watchdog?.revive();

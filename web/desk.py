@@ -6,7 +6,7 @@ from pyscript import document
 from pyscript.js_modules import markdown
 
 import words
-from dom import by_id, details, element, label, on, renew, write
+from dom import by_id, element, label, on, renew, write
 
 NEAR_END_PX = 96
 
@@ -101,11 +101,11 @@ class Desk:
     def alarm(self, sentence: "object", detail: str = "") -> None:
         """What keeps the page from working, ``sentence()`` as in ``notice``, with a button to load it again."""
         self._alarm = sentence
-        text = by_id("alert-text")
-        text.textContent = sentence()  # type: ignore[operator]
-        by_id("alert-told").replaceChildren(text)
-        if detail:
-            by_id("alert-told").append(details(detail))
+        by_id("alert-text").textContent = sentence()  # type: ignore[operator]
+        more = by_id("alert-more")
+        more.lastElementChild.textContent = detail
+        more.hidden = not detail
+        more.open = False
         by_id("alert").hidden = False
         self.status("", None)
 

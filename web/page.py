@@ -129,6 +129,7 @@ class Page:
         self.storage.show(message)
 
     def _on_ready(self, message: dict) -> None:  # type: ignore[type-arg]
+        js.handbill.started()
         self.runtime = message["runtime"]
         self.is_base = message["is_base"]
         self.characters = message["characters"]

@@ -28,7 +28,9 @@ if (!globalThis.single) { // A page that is one file has all of it inside.
 function startStore() {
   const store = new Worker(new URL("store.js", import.meta.url), { type: "module", name: handbill.channel });
   // Without words where a file of it does not come.
-  store.addEventListener("error", ({ message }) => handbill.failed(`store.js: ${message ?? "it or what it imports did not come."}`));
+  store.addEventListener("error", ({ message }) => {
+    handbill.failed(`store.js: ${message ?? "it or what it imports did not come."}`);
+  });
   store.postMessage({ model: handbill.slug, runtime: handbill.runtime });
   return store;
 }
@@ -74,13 +76,10 @@ function keepSite(store) {
     workers.addEventListener("controllerchange", () => handbill.ready || location.reload());
     workers.register(script).catch(console.warn); // Then it stays at one thread.
   }
-  const listener = new BroadcastChannel(handbill.channel);
-  listener.onmessage = ({ data }) => {
-    if (JSON.parse(data).kind === "ready") handbill.started();
-  };
+  const channel = new BroadcastChannel(handbill.channel);
   workers.addEventListener("message", ({ data: { gathered, unkept } }) => {
     if (gathered) store.postMessage({ release: gathered });
-    if (unkept) listener.postMessage(JSON.stringify({ kind: "unkept", why: unkept }));
+    if (unkept) channel.postMessage(JSON.stringify({ kind: "unkept", why: unkept }));
   });
   store.addEventListener("message", async ({ data: { used, ready } }) => {
     if (used) await workers.register(script);

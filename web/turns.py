@@ -26,7 +26,6 @@ class Answer:
 
     def __init__(self, index: int, lead: str) -> None:
         self.text = ""
-        self.closed = False  # Nothing more comes.
         self._lead = lead
         self._whole = ""  # Sentences that no screen reader was given yet, and what of the next one is there.
         self._begun = ""
@@ -97,7 +96,6 @@ class Answer:
         self._again.hidden = True
 
     def _close(self, figures: str) -> None:
-        self.closed = True
         self.render()
         self.root.classList.remove("busy")
         self.root.removeAttribute("aria-busy")
@@ -167,7 +165,9 @@ class Turns:
 
     def _on_draw(self, *_: object) -> None:
         answer, self._drawing = self._drawing, None
-        if answer and not answer.closed:  # At its end it was drawn whole, and who reads it is left alone.
+        if answer and answer.root.classList.contains(
+            "busy"
+        ):  # At its end it was drawn whole, and who reads it is left alone.
             answer.render()
             self._drawn()  # type: ignore[operator]
 

@@ -7,7 +7,6 @@ const SILENT_MS = 30_000; // A slow device may compute one step for many seconds
 const BOOT_MS = 300_000; // Until the engine first says something, and from one word to the next while it boots.
 const PAUSES_MS = [2000, 10_000, 60_000, 300_000]; // Before the first, second … revival without a good spell between.
 const GOOD_SPELL_MS = 600_000;
-const ANSWER_MS = 3000; // Past it the server is taken for gone.
 const COUNT = "handbill revivals";
 // What the engine alone says. A visitor who presses Stop is no sign of its life, nor is what the store answers to another.
 const ENGINES = new Set(["booted", "ready", "moved", "progress", "fetch", "piece", "done", "adapted", "forgotten", "pong"]);
@@ -67,23 +66,15 @@ export function leave() {
 async function renew() {
   const attract = document.getElementById("attract");
   attract.inert = true; // Who began now would be interrupted in a moment.
-  if (await hasPage()) {
-    if (location.protocol === "file:") location.reload();
-    else location.replace(`fresh.html${location.search}`);
+  if (location.protocol === "file:") {
+    location.reload();
+    return true;
+  }
+  if (await handbill.answers(location.href, "fresh.html")) {
+    location.replace(`fresh.html${location.search}`);
     return true;
   }
   attract.inert = false;
   if (!attract.hidden) document.getElementById("begin").focus();
   return false;
-}
-
-async function hasPage() {
-  if (location.protocol === "file:") return true;
-  try {
-    const signal = AbortSignal.timeout(ANSWER_MS);
-    const asked = [location.href, "fresh.html"].map((address) => fetch(address, { cache: "no-store", signal }));
-    return (await Promise.all(asked)).every(({ ok }) => ok);
-  } catch {
-    return false;
-  }
 }
