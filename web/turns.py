@@ -165,9 +165,8 @@ class Turns:
 
     def _on_draw(self, *_: object) -> None:
         answer, self._drawing = self._drawing, None
-        if answer and answer.root.classList.contains(
-            "busy"
-        ):  # At its end it was drawn whole, and who reads it is left alone.
+        # At its end it was drawn whole, and who reads it is left alone.
+        if answer and answer.root.classList.contains("busy"):
             answer.render()
             self._drawn()  # type: ignore[operator]
 
