@@ -74,7 +74,15 @@ KEPT = """async () => {
             found.push(`${path}/${name} ${Array.from(digest, (byte) => byte.toString(16)).join("")}`);
         }
     };
-    await walk(root, "");
+    for (let tries = 100; ; tries -= 1) {
+        found.length = 0;
+        try {
+            await walk(root, "");
+            break;
+        } catch (error) { // A file that the page is just writing goes by another name until it is closed.
+            if (!tries || !["NotFoundError", "NotReadableError"].includes(error.name)) throw error;
+        }
+    }
     const done = (request) => new Promise((resolve) => (request.onsuccess = () => resolve(request.result)));
     for (const { name } of await indexedDB.databases()) {
         const base = await done(indexedDB.open(name));
