@@ -23,25 +23,46 @@ FILES = [
     *("store.js", "decide.js", "site.json", "manifest.json"),
     *("model.js", "pyodide.asm.mjs", "pyodide.asm.wasm", "pyodide-lock.json", "snapshot.memory"),
     "engine.py",
+    *("tokenizers.min.mjs", "cpu.js", "cpu-kv.js", "threads.wasm", "cpu-loader.js", "cpu-load.js", "cpu-pool.js"),
 ]
 """One of every way in which a file is asked for: by the page, PyScript, MicroPython, the store, the engine's worker."""
 
 
+@pytest.fixture(scope="module")
+def whole(chromium: Browser, tiny_site: Path) -> str:
+    """Where the model runs when every file comes."""
+    with tabs.serving(tiny_site) as address, chromium.new_context() as context:
+        tab = Tab(context.new_page(), address)
+        tab.open("?model=tiny")
+        return tab.ready()
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_comes_at_the_second_try(context: BrowserContext, tiny_site: Path, name: str) -> None:
+def test_a_file_that_comes_at_the_second_try(context: BrowserContext, tiny_site: Path, name: str, whole: str) -> None:
     fault: Fault = Drop(2000) if name == "pyodide.asm.wasm" else NO
     mischief = Mischief({name: [fault]})
     with tabs.serving(tiny_site, mischief) as address:
         tab = Tab(context.new_page(), address)
         tab.open("?model=tiny")
         assert mischief.faults[name] == []
+        assert tab.ready() == whole, "nothing runs slower for it"
         assert tab.page.evaluate("Object.keys(sessionStorage)") == [], "the next fault has its second try, too"
         assert tab.page.evaluate("getComputedStyle(document.body).getPropertyValue('--soft')"), "it has its style"
 
 
-@pytest.mark.parametrize("name", ["words.json", "decide.js", "pyodide.asm.wasm"])
+@pytest.mark.parametrize("name", ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.wasm"])
+def test_the_other_runtime_has_its_second_try_too(context: BrowserContext, tiny_site: Path, name: str) -> None:
+    mischief = Mischief({name: [NO]})
+    with tabs.serving(tiny_site, mischief) as address:
+        tab = Tab(context.new_page(), address)
+        tab.open("?model=tiny&runtime=wasm")
+        assert "WASM" in tab.ready()
+        assert mischief.faults[name] == []
+
+
+@pytest.mark.parametrize("name", ["words.json", "decide.js", "pyodide.asm.wasm", "tokenizers.min.mjs"])
 def test_a_file_that_never_comes_is_said(context: BrowserContext, tiny_site: Path, name: str) -> None:
-    """Before MicroPython is up, by the store, and by the engine."""
+    """Before MicroPython is up, by the store, by Python's boot, and while the model is opened."""
     mischief = Mischief({name: [NO, NO]})
     with tabs.serving(tiny_site, mischief) as address:
         tab = Tab(context.new_page(), address)

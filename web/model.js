@@ -8,6 +8,7 @@ import { KeptFiles, MemoryFiles } from "./files.js";
 import { InsideFiles } from "./inside.js";
 import { Meter } from "./meter.js";
 import { openOpenings as openings } from "./openings.js";
+import { twice } from "./patience.js";
 import { adapterEntries, needed } from "./sessions/choose.js";
 import { openFirst } from "./sessions/enduring.js";
 import { judge } from "./sessions/facts.js";
@@ -146,7 +147,7 @@ async function complete(files, manifest, wanted, report) {
  * `added` are the tokens recognised wherever they are spelt out.
  */
 export async function openTokenizer(bytes) {
-  const { Tokenizer } = await import(new URL("tokenizers/tokenizers.min.mjs", BASE).href);
+  const { Tokenizer } = await twice(() => import(new URL("tokenizers/tokenizers.min.mjs", BASE).href));
   const json = JSON.parse(new TextDecoder().decode(bytes));
   const tokenizer = new Tokenizer(json, { clean_up_tokenization_spaces: false });
   return {
@@ -164,8 +165,10 @@ export async function openTokenizer(bytes) {
 export function openSession(manifest, list, files, report, moved, coming = () => {}) {
   const start = async (choice) => {
     await complete(files, manifest, needed(manifest, choice), coming);
-    const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
-    const session = await module.open({ manifest, files, base: BASE.href, onProgress: report, choice });
+    const session = await twice(async () => {
+      const module = await import(new URL(`sessions/${choice.module}`, BASE).href);
+      return module.open({ manifest, files, base: BASE.href, onProgress: report, choice });
+    });
     files.letGo(manifest.weights); // The session has them.
     if (choice.name === "webgpu") await judged(choice, true); // It may have been wrong before, and been asked for again.
     return session;

@@ -2,6 +2,7 @@
 // in WebAssembly, one call per step, over the same weight shards that ONNX Runtime Web reads.
 
 import { Fault, asFault } from "../fault.js";
+import { twice } from "../patience.js";
 import { adapterTensors } from "./adapter.js";
 import { putAdapter } from "./cpu-adapter.js";
 import { copyIn, copyOut } from "./cpu-kv.js";
@@ -17,7 +18,7 @@ const START = 1 << 20; // Where free memory begins: the kernels have no data, on
 
 /**
  * Open the model. `choice.threads` (choose.js) above 1 needs cross-origin isolation. Throws Fault manifest (a plan that
- * cannot be trusted), memory or internal.
+ * cannot be trusted), memory, start (the kernels do not come) or internal.
  */
 export async function open({ manifest, files, base, onProgress, choice = {} }) {
   try {
@@ -29,7 +30,7 @@ export async function open({ manifest, files, base, onProgress, choice = {} }) {
     const { module, hash } = await compile(new URL(`kernels/${name}`, base));
     const { exports } = new WebAssembly.Instance(module, { env: { memory } });
     if (exports.layout?.() !== LAYOUT || !(exports.__heap_base?.value <= START)) {
-      throw new Fault("download", `kernels/${name} is of another version than sessions/cpu.js; reload the page.`);
+      throw new Fault("start", `kernels/${name} is of another version than sessions/cpu.js; reload the page.`);
     }
     install(map, memory);
     const starting = startHelpers(module, memory, map);
@@ -55,7 +56,7 @@ const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2,
 /** The WebAssembly module at `url` and the hash of its bytes, "" where the browser gives none. */
 async function compile(url) {
   const response = await fetch(url);
-  if (!response.ok) throw new Fault("download", `${url.pathname} answered ${response.status}.`);
+  if (!response.ok) throw new Fault("start", `${url.pathname} answered ${response.status}.`);
   const bytes = await response.arrayBuffer();
   // Plain http has no hashes, nor a place for what they name.
   const digest = new Uint8Array((await self.crypto?.subtle?.digest("SHA-256", bytes)) ?? 0);
@@ -102,7 +103,7 @@ function loadAside(job, onFile) {
       worker.terminate();
       settle(value);
     };
-    worker.onerror = (event) => end(reject, new Fault("internal", `cpu-loader.js: ${event.message}`));
+    worker.onerror = ({ message }) => end(reject, workerFault("cpu-loader.js", message));
     worker.onmessage = ({ data }) => {
       if (data.fault) end(reject, new Fault(data.fault, data.message));
       else if (data.loaded) end(resolve);
@@ -114,29 +115,39 @@ function loadAside(job, onFile) {
 
 /** Helper workers, asleep and waiting for steps. Those that do not come up are left out. */
 async function startHelpers(module, memory, map) {
-  const starts = map.stacks.map((stack, i) => startHelper({ module, memory, state: map.state, thread: i + 1, stack }));
+  const starts = map.stacks.map(async (stack, i) => {
+    const job = { module, memory, state: map.state, thread: i + 1, stack };
+    try {
+      return await twice(() => startHelper(job));
+    } catch (error) {
+      console.warn("A helper thread of the CPU session does not start:", error.message);
+      return null;
+    }
+  });
   return (await Promise.all(starts)).filter(Boolean);
 }
 
 function startHelper(job) {
-  return new Promise((resolve) => {
-    let worker;
-    const end = (result) => {
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(new URL("./cpu-pool.js", import.meta.url), { type: "module" });
+    const fail = (fault) => {
       clearTimeout(late);
-      if (!result) worker?.terminate();
-      resolve(result);
+      worker.terminate();
+      reject(fault);
     };
-    const late = setTimeout(() => end(null), HELPER_SECONDS * 1000);
-    try {
-      worker = new Worker(new URL("./cpu-pool.js", import.meta.url), { type: "module" });
-      worker.onerror = () => end(null);
-      worker.onmessage = () => end(worker);
-      worker.postMessage(job);
-    } catch (error) {
-      console.warn("A helper thread of the CPU session does not start:", error.message);
-      end(null);
-    }
+    const late = setTimeout(() => fail(new Fault("internal", "cpu-pool.js says nothing.")), HELPER_SECONDS * 1000);
+    worker.onerror = ({ message }) => fail(workerFault("cpu-pool.js", message));
+    worker.onmessage = () => {
+      clearTimeout(late);
+      resolve(worker);
+    };
+    worker.postMessage(job);
   });
+}
+
+/** The Fault of an error that a worker of `file` did not catch: without words, a file of it did not come. */
+function workerFault(file, message) {
+  return message ? new Fault("internal", `${file}: ${message}`) : new Fault("start", `${file} did not come.`);
 }
 
 /** Whether the rotation of a token can depend on the step that it comes in: that of longrope, about its switch. */

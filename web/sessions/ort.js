@@ -5,7 +5,7 @@ import { Fault, asFault } from "../fault.js";
 import { adapterTensors, branchFeeds } from "./adapter.js";
 import { Session } from "./session.js";
 
-/** Open the model for `choice` (choose.js: build, name, threads, context, chunk). Throws Fault manifest, memory or internal. */
+/** Open the model for `choice` (choose.js: build, name, threads, context, chunk). Throws Fault manifest, memory, start or internal. */
 export async function open({ manifest, files, base, onProgress, choice }) {
   try {
     const ort = await importOrt(base, choice);
