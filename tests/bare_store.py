@@ -11,6 +11,7 @@ from typing import Any
 
 from playwright.sync_api import BrowserContext, Route
 
+import tabs
 from handbill.manifest import NAME, File
 from links import link
 from samples import make_manifest
@@ -134,11 +135,7 @@ class Store:
 
     def wait_for(self, sha256: str) -> None:
         """Wait until a file is in OPFS."""
-        for _ in range(200):
-            if sha256 in self.files():
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"{sha256} does not come")
+        tabs.until(self.page, lambda: sha256 in self.files(), sha256, every_ms=50)
 
     def filled(self, sha256: str) -> list[int]:
         """Bytes there of each piece of a file that comes."""

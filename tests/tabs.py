@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Reque
 
 from fault_server import Mischief, serving
 
-__all__ = ["Mischief", "Tab", "launch", "serving"]
+__all__ = ["Mischief", "Tab", "launch", "serving", "until"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = Path(os.environ.get("HANDBILL_DIST", ROOT / "dist"))
@@ -38,6 +39,17 @@ def launch(playwright: Playwright, *flags: str, gpu: bool = False) -> Browser:
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
     arguments = [*ARGUMENTS, *(SOFTWARE_GPU if gpu else NO_GPU), *flags]
     return playwright.chromium.launch(executable_path=executable, args=arguments)
+
+
+def until(page: Page, look: Callable[[], object], what: str, every_ms: int = 100) -> None:
+    """Wait until ``look()`` finds ``what``. What the page can only promise needs it: ``wait_for_function`` takes the
+    promise itself for the truth.
+    """
+    for _ in range(LOADED_MS // every_ms):
+        if look():
+            return
+        page.wait_for_timeout(every_ms)
+    raise AssertionError(f"There is no sign of {what}.")
 
 
 class Tab:

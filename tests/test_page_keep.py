@@ -148,13 +148,12 @@ def test_the_settings_list_what_is_kept_and_delete_it(chromium: Browser, tiny_si
         tab = Tab(context.new_page(), address)
         tab.open("?model=tiny", settings={**GREEDY, "system": "Be brief, and answer in one sentence."})
         assert tab.ask("Hello")["ids"]
-        tab.page.wait_for_function(
-            """async () => {
-                for (const name of await caches.keys()) {
-                    if (await (await caches.open(name)).match(new URL("site.json", location.href).href)) return true;
-                }
-            }"""
-        )
+        whole = """async () => {
+            for (const name of await caches.keys()) {
+                if (await (await caches.open(name)).match(new URL("site.json", location.href).href)) return true;
+            }
+        }"""
+        tabs.until(tab.page, lambda: tab.page.evaluate(whole), "a whole release")
         tab.page.click("#open-settings")
         lines = tab.page.locator("#storage-items li")
         lines.nth(2).wait_for()

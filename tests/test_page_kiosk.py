@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Worker
 
 import altered_site
+import tabs
 from kiosk_tab import kiosk, mark, pass_time, wait_for_another
 
 pytestmark = pytest.mark.page
@@ -108,13 +109,15 @@ def renderers(page: Page) -> dict[int, float]:
 
 def kept_once_settled(page: Page, openings: int) -> list[Any]:
     """KEPT as soon as so many openings have been kept and nothing changes any more."""
-    count = "found.filter((name) => name.includes('/openings/')).length"
-    page.wait_for_function(f"async () => {{ const [found] = await ({KEPT})(); return {count} === {openings}; }}")
-    while True:
-        before = page.evaluate(KEPT)
-        page.wait_for_timeout(500)
-        if page.evaluate(KEPT) == before:
-            return list(before)
+    before: list[Any] = [[]]
+
+    def settled() -> bool:
+        nonlocal before
+        before, last = page.evaluate(KEPT), before
+        return before == last and sum("/openings/" in name for name in before[0]) == openings
+
+    tabs.until(page, settled, f"{openings} openings", every_ms=500)
+    return before
 
 
 def engine(page: Page) -> Worker:

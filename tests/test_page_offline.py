@@ -43,12 +43,8 @@ OPFS = "places/opfs.js"
 
 def wait_for_releases(tab: Tab, count: int) -> list[str]:
     """Wait until the service worker holds ``count`` whole releases; their caches."""
-    for _ in range(tabs.LOADED_MS // 100):
-        names: list[str] = tab.page.evaluate(WHOLE)
-        if len(names) == count:
-            return names
-        tab.page.wait_for_timeout(100)
-    raise AssertionError(f"{names} instead of {count} releases")
+    tabs.until(tab.page, lambda: len(tab.page.evaluate(WHOLE)) == count, f"{count} whole releases")
+    return list(tab.page.evaluate(WHOLE))
 
 
 @pytest.mark.parametrize(("runtime", "where"), [("cpu", "cache"), ("wasm", "opfs")])

@@ -74,18 +74,30 @@ def test_a_slip_is_answered_without_reading_it_again(chromium: Browser, tiny_sit
         assert prompt > 20 and reused == 0
 
 
-def test_a_visitor_who_comes_meanwhile_comes_first(chromium: Browser, tiny_site: Path, tmp_path: Path) -> None:
-    """The engine is asked while it reads ahead: it stops, and the rest is left for the next visit."""
-    questions = [f"{number}: {'Why is that so? ' * 6}" for number in range(6)]
-    at_once = """
-    const post = BroadcastChannel.prototype.postMessage;
-    BroadcastChannel.prototype.postMessage = function (text) {
+TAP_LAST = """
+const post = BroadcastChannel.prototype.postMessage;
+let held = null;
+BroadcastChannel.prototype.postMessage = function (text) {
+    const { kind } = JSON.parse(text);
+    if (kind === "prepare" && TOGETHER && !sessionStorage.tapped) held = text;
+    else {
+        if (kind === "ask" && held) post.call(this, held);
         post.call(this, text);
-        if (JSON.parse(text).kind !== "prepare") return;
-        self.prepared = true;
-        document.querySelector("#attract-questions button:last-child").click();
-    };
-    """
+    }
+    if (kind !== "prepare" || sessionStorage.tapped) return;
+    sessionStorage.tapped = self.prepared = true;
+    document.querySelector("#attract-questions button:last-child").click();
+};
+"""
+
+
+@pytest.mark.parametrize("together", ["true", "false"])
+def test_a_visitor_who_comes_meanwhile_comes_first(
+    chromium: Browser, tiny_site: Path, tmp_path: Path, together: str
+) -> None:
+    """The engine is asked before it has begun to read ahead, or while it does: the rest is left for the next visit."""
+    questions = [f"{number}: {'Why is that so? ' * 6}" for number in range(6)]
+    at_once = TAP_LAST.replace("TOGETHER", together)
     with kiosk(chromium, tiny_site, tmp_path, at_once, questions=questions) as tab:
         tab.page.wait_for_function("() => self.prepared")
         assert tab.answer(0)["ids"] is not None

@@ -36,11 +36,7 @@ def names(tab: Tab) -> set[str]:
 
 def wait_for_file(tab: Tab, sha256: str) -> None:
     """Wait until a file is in OPFS."""
-    for _ in range(tabs.LOADED_MS // 100):
-        if sha256 in names(tab):
-            return
-        tab.page.wait_for_timeout(100)
-    raise AssertionError(f"{sha256} does not come")
+    tabs.until(tab.page, lambda: sha256 in names(tab), sha256)
 
 
 def overwrite(tab: Tab, name: str, *, keep: bool, at: int, data: list[int]) -> None:

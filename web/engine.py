@@ -47,6 +47,7 @@ class Engine:
         self._answering = asyncio.Lock()
         self._adapter = ""  # Which one of the model's is in use.
         self._preparing = False  # Questions are being read that nobody has asked yet.
+        self._asked = 0  # The latest turn that the visitor asked for.
         self._stopped = 0  # The latest turn that the visitor stopped; it may still wait for the one before it.
 
     def post(self, kind: str, **fields: object) -> None:
@@ -59,7 +60,7 @@ class Engine:
         if kind == "load":
             self._spawn(self._load(message["slug"], message.get("runtime", ""), message.get("settings", {})))
         elif kind == "ask":
-            turn = message["turn"]
+            turn = self._asked = message["turn"]
             if self._preparing and self._generator:
                 self._generator.stop()  # Whoever asks comes first.
             self._spawn(self._ask(turn, message["messages"], message.get("settings", {})), turn)
@@ -69,7 +70,7 @@ class Engine:
             self._stop(message["turn"])
             self._spawn(self._forget())
         elif kind == "prepare":
-            self._spawn(self._prepare(message["conversations"]))
+            self._spawn(self._prepare(message["conversations"], self._asked))
         elif kind == "adapt":
             self._spawn(self._adapt(message["adapter"]))
         elif kind == "ping":
@@ -132,13 +133,15 @@ class Engine:
             questions = ({"role": "user", "content": word} for word in ("Who", "yes"))
             await self._generator.keep_opening(*(self._prompter.prompt([*system, question]) for question in questions))
 
-    async def _prepare(self, conversations: list[list[dict[str, str]]]) -> None:
-        """Read what visitors are offered to ask, until somebody asks something, and keep what comes of it."""
+    async def _prepare(self, conversations: list[list[dict[str, str]]], asked: int) -> None:
+        """Read what visitors are offered to ask, until one asks after turn ``asked``, and keep what comes of it."""
         assert self._generator
         async with self._answering:
             self._preparing = True
             try:
                 for messages in conversations:
+                    if self._asked != asked:  # Before this task came to run.
+                        break
                     if not await self._generator.prepare(self._prompter.prompt(messages)):
                         break
             except SessionError as error:
